@@ -1,0 +1,91 @@
+"""The two annotation files: which videos there are (--video_info) and what happens in them (--video_anno)."""
+import csv
+import math
+
+from errors import UserError
+from files import read_json
+
+NEEDED = ("duration_frame", "duration_second", "feature_frame")
+
+
+def read_videos(opt, subset):
+    """The videos of a subset, in the order of the list: {name: annotation entry}.
+
+    Args:
+        opt: dict with ``video_info`` and ``video_anno``.
+        subset: a video belongs to it when its subset contains this word: "train" finds "training".
+
+    An entry holds duration_second (seconds), duration_frame, feature_frame (frames) and annotations: a list of
+    {"segment": [start, end] in seconds, "label"}, empty where there is none.
+
+    Raises:
+        UserError: a file is missing, unreadable or of another form, a listed video is not annotated, or no video
+            is of that subset.
+    """
+    listed = [name for name, its_subset in read_video_list(opt["video_info"]) if subset in its_subset]
+    if not listed:
+        raise UserError("--video_info %s lists no video of subset '%s': check its column 'subset'"
+                        % (opt["video_info"], subset))
+    annotated = read_annotations(opt["video_anno"])
+    absent = [name for name in listed if name not in annotated]
+    if absent:
+        raise UserError("--video_anno %s lacks %d of the %d %s videos of --video_info %s (the first: %s): use an "
+                        "annotation file and a list that belong together"
+                        % (opt["video_anno"], len(absent), len(listed), subset, opt["video_info"],
+                           ", ".join(absent[:3])))
+    return {name: _checked(name, annotated[name], opt["video_anno"]) for name in listed}
+
+
+def read_video_list(path):
+    """[(name, subset)] of the rows of a --video_info file.
+
+    Raises:
+        UserError: missing, unreadable, or without the columns video and subset.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            rows = csv.DictReader(handle)
+            missing = [column for column in ("video", "subset") if column not in (rows.fieldnames or ())]
+            if missing:
+                raise UserError("--video_info %s has no column '%s': its first line must name video and subset"
+                                % (path, missing[0]))
+            return [(row["video"], row["subset"] or "") for row in rows]
+    except FileNotFoundError:
+        raise UserError("--video_info %s does not exist: check the path" % path) from None
+    except OSError as error:
+        raise UserError("--video_info %s cannot be read (%s): check the path and its permissions"
+                        % (path, error.strerror)) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError("--video_info %s is not a CSV text file (%s)" % (path, error)) from None
+
+
+def read_annotations(path):
+    """{name: entry} of a --video_anno file.
+
+    Raises:
+        UserError: missing, unreadable, or not a JSON object of objects.
+    """
+    annotated = read_json(path, "annotation file (--video_anno)")
+    if not isinstance(annotated, dict) or not all(isinstance(entry, dict) for entry in annotated.values()):
+        raise UserError("--video_anno %s is not an object of videos: it should look like "
+                        '{"v_name": {"duration_second": ..., "annotations": [...]}}' % path)
+    return annotated
+
+
+def _checked(name, entry, path):
+    """The entry, with ``annotations`` present; UserError where a needed number or a segment is not one."""
+    for key in NEEDED:
+        if not _is_number(entry.get(key)) or entry[key] <= 0:
+            raise UserError("--video_anno %s: video %s has %s = %r, a number above 0 is needed"
+                            % (path, name, key, entry.get(key)))
+    entry.setdefault("annotations", [])
+    for annotation in entry["annotations"]:
+        segment = annotation.get("segment") if isinstance(annotation, dict) else None
+        if not (isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))):
+            raise UserError("--video_anno %s: video %s has the segment %r, [start, end] in seconds is needed"
+                            % (path, name, segment))
+    return entry
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,79 @@
+"""Reading and writing files so that the user is told what is wrong, and nothing half-written bears a final name."""
+import contextlib
+import json
+import os
+import tempfile
+
+from errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Give a temporary path beside ``path``; when the block succeeds it becomes ``path`` in one step.
+
+    A reader, or a process killed at any moment, sees the old file or the new one, whole.
+
+    Raises:
+        UserError: the folder cannot be made or written to, or the disk is full.
+    """
+    path = os.path.abspath(path)
+    temporary = None
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            prefix="." + os.path.basename(path) + ".", suffix=".tmp", dir=os.path.dirname(path))
+        os.close(handle)
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())      # mkstemp makes it private, a result file is for everybody
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+        _flush_to_disk(os.path.dirname(path))       # the rename itself must survive a power cut
+    except OSError as error:
+        raise UserError("cannot write %s (%s): give a path that can be written, with room on its disk"
+                        % (path, error.strerror or error)) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def read_json(path, what):
+    """The content of a JSON file; ``what`` names it for the user ("annotation file (--video_anno)").
+
+    Raises:
+        UserError: missing, unreadable, or not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except FileNotFoundError:
+        raise UserError("%s %s does not exist: check the path" % (what, path)) from None
+    except OSError as error:
+        raise UserError("%s %s cannot be read (%s): check the path and its permissions"
+                        % (what, path, error.strerror)) from None
+    except ValueError as error:
+        raise UserError("%s %s is not valid JSON (%s): it may be truncated, fetch or make it again"
+                        % (what, path, error)) from None
+
+
+def write_json(path, content):
+    """Write ``content`` as JSON, whole or not at all.
+
+    Raises:
+        UserError: as :func:`replacing`.
+    """
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        json.dump(content, handle)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush_to_disk(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
