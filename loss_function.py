@@ -1,0 +1,87 @@
+"""The BMN losses (Lin et al., ICCV 2019, section 3.4): TEM for the boundaries, PEM for the confidence map.
+
+total = TEM + 10 PEM-reg + PEM-cls. Each of the three is the reference's wherever that is finite; where its positives
+are missing the reference divides by zero, and here the term is 0 with a zero gradient. Nothing waits for the device:
+the counts that decide this stay tensors, and enter as factors, for a ``where`` over a NaN would leak it backwards.
+"""
+import torch
+import torch.nn.functional as F
+
+EPSILON = 1e-6      # keeps the logarithms finite
+
+
+def get_mask(tscale):
+    """T x T, 1 where start <= end: the cells of the confidence map that are proposals."""
+    return torch.triu(torch.ones(tscale, tscale))
+
+
+def bmn_loss_func(pred_bm, pred_start, pred_end, gt_iou_map, gt_start, gt_end, bm_mask, draws=None):
+    """The BMN loss of a batch and its parts.
+
+    Args:
+        pred_bm: confidence map, B x 2 x T x T in [0, 1]: channel 0 regression, 1 classification; [start, end].
+        pred_start, pred_end: boundary probabilities, B x T.
+        gt_iou_map: labels of the map, B x T x T.
+        gt_start, gt_end: labels of the boundaries, B x T.
+        bm_mask: ``get_mask(T)`` on the device of the rest.
+        draws: (u1, u2), B x T x T uniform in [0, 1), that decide which cells of middle and of low IoU enter PEM-reg;
+            drawn on the device where None.
+
+    Returns:
+        (total, tem, pem_reg, pem_cls), scalars.
+    """
+    gt_iou_map = gt_iou_map * bm_mask
+    if draws is None:
+        draws = torch.rand_like(gt_iou_map), torch.rand_like(gt_iou_map)
+    tem = _tem_loss(pred_start, pred_end, gt_start, gt_end)
+    pem_reg = _pem_reg_loss(pred_bm[:, 0], gt_iou_map, bm_mask, draws)
+    pem_cls = _pem_cls_loss(pred_bm[:, 1], gt_iou_map, bm_mask)
+    return tem + 10 * pem_reg + pem_cls, tem, pem_reg, pem_cls
+
+
+def _tem_loss(pred_start, pred_end, gt_start, gt_end):
+    """Equation 4: balanced logistic regression of both boundaries. Without a positive, or with nothing else, 0."""
+    start_loss, start_counts = _balanced_log_loss(pred_start, gt_start > 0.5, gt_start <= 0.5)
+    end_loss, end_counts = _balanced_log_loss(pred_end, gt_end > 0.5, gt_end <= 0.5)
+    return (start_loss + end_loss) * (start_counts * end_counts)
+
+
+def _pem_cls_loss(pred, iou_map, mask):
+    """Classification of IoU over 0.9, balanced in the same way. Without a cell over 0.9, 0."""
+    loss, counts = _balanced_log_loss(pred, iou_map > 0.9, (iou_map <= 0.9) & (mask > 0))
+    return loss * counts
+
+
+def _balanced_log_loss(pred, positive, negative):
+    """(loss, 1 or 0): weighted logistic loss over both sets of cells, and whether both sets have members.
+
+    With q = entries / positives, a positive weighs q / 2 and a negative q / (2 (q - 1)), so that both sets weigh alike.
+    """
+    positive, negative = positive.to(pred.dtype), negative.to(pred.dtype)
+    num_positive = positive.sum()
+    num_entries = num_positive + negative.sum()
+    counts = ((num_positive > 0) & (num_positive < num_entries)).to(pred.dtype)
+    q = num_entries / (num_positive * counts + (num_entries / 2) * (1 - counts)).clamp(min=EPSILON)
+    loss = (0.5 * q * torch.log(pred + EPSILON) * positive
+            + 0.5 * q / (q - 1) * torch.log(1 - pred + EPSILON) * negative)
+    return -loss.sum() / num_entries, counts
+
+
+def _pem_reg_loss(pred, iou_map, mask, draws):
+    """Regression of the IoU on all cells over 0.7 and about as many of 0.3 to 0.7 and of 0 to 0.3.
+
+    The comparison with the draws is made on every cell, as the reference does: where a class has fewer cells than
+    `high`, the ratio exceeds 1 (or is infinite) and every cell of the map is taken once more. 0 / 0 takes none.
+    """
+    high = iou_map > 0.7
+    middle = (iou_map <= 0.7) & (iou_map > 0.3)
+    low = (iou_map <= 0.3) & (iou_map > 0) & (mask > 0)
+    weights = high.to(pred.dtype)
+    num_high = weights.sum()
+    for cells, uniform in zip((middle, low), draws):
+        cells = cells.to(pred.dtype)
+        weights = weights + (cells * uniform > 1 - num_high / cells.sum()).to(pred.dtype)
+    num_weighted = weights.sum()
+    empty = (num_weighted == 0).to(pred.dtype)      # no cell over 0.7; then the sum of squares is 0 too
+    squares = F.mse_loss(pred * weights, iou_map * weights, reduction="sum")
+    return 0.5 * squares / (num_weighted + empty)
