@@ -78,8 +78,8 @@ def _pem_reg_loss(pred, iou_map, mask, draws):
     low = (iou_map <= 0.3) & (iou_map > 0) & (mask > 0)
     weights = high.to(pred.dtype)
     num_high = weights.sum()
-    for cells, uniform in zip((middle, low), draws):
-        cells = cells.to(pred.dtype)
+    for members, uniform in zip((middle, low), draws):
+        cells = members.to(pred.dtype)
         weights = weights + (cells * uniform > 1 - num_high / cells.sum()).to(pred.dtype)
     num_weighted = weights.sum()
     empty = (num_weighted == 0).to(pred.dtype)      # no cell over 0.7; then the sum of squares is 0 too
