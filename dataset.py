@@ -1,0 +1,85 @@
+"""Videos as the network sees them: features C x T, and for training the labels of SPEC: IoU map, start, end."""
+import numpy as np
+import torch
+
+import segments
+from annotations import read_videos
+from defaults import with_defaults
+from features import open_source
+
+
+class VideoDataSet(torch.utils.data.Dataset):
+    """The videos of one subset that have features.
+
+    Items are float32 tensors. With ``opt["mode"] == "train"``: (features [C, T], IoU map [T, T], start [T], end [T]),
+    else (index, features [C, T]); ``video_list[index]`` is the name, ``videos[name]`` its annotation entry.
+
+    Args:
+        opt: dict of options; what is missing takes its default, ``feature_path`` serves where ``data_path`` is not.
+        subset: word that the subset of a video contains: "train", "validation", "testing".
+        features: what ``features.open_features`` gave; None reads the feature files themselves, without a cache.
+
+    Raises:
+        UserError: annotations or features that cannot be used; without ``features`` also from the items.
+    """
+
+    def __init__(self, opt, subset="train", features=None):
+        opt = with_defaults(opt)
+        self.subset = subset
+        self.mode = opt["mode"]
+        videos = read_videos(opt, subset)
+        self.features = open_source(opt) if features is None else features
+        skip = opt["skip_missing"]
+        self.videos = {name: video for name, video in videos.items() if not skip or name in self.features}
+        self.video_list = list(self.videos)
+        self.labels = Labels(opt["temporal_scale"])
+
+    def __len__(self):
+        return len(self.video_list)
+
+    def __getitem__(self, index):
+        name = self.video_list[index]
+        features = torch.from_numpy(self.features.read(name))
+        if self.mode != "train":
+            return index, features
+        return (features,) + tuple(map(torch.from_numpy, self.labels(self.videos[name])))
+
+
+class Labels:
+    """Training labels of a video (paper, section 4.1), computed in float64 and rounded once to float32.
+
+    Args:
+        temporal_scale: T.
+    """
+
+    def __init__(self, temporal_scale):
+        self.temporal_scale = temporal_scale
+        # Multiples of 1/T, not quotients: the reference's rounding, to the last bit.
+        self.gap = 1.0 / temporal_scale
+        position = np.arange(temporal_scale)
+        self.anchor_start = self.gap * (position - 0.5)
+        self.anchor_end = self.gap * (position + 0.5)
+        # Only pairs with start <= end are computed: half the map.
+        start, end = np.triu_indices(temporal_scale)
+        self.pair_start, self.pair_end = start * self.gap, (end + 1) * self.gap
+        self.pair_cell = start * temporal_scale + end
+
+    def __call__(self, video):
+        """(IoU map [T, T], start [T], end [T]) of an annotation entry; a video without annotations gives zeros."""
+        size = self.temporal_scale
+        iou_map = np.zeros((size, size), np.float32)
+        if not video["annotations"]:
+            return iou_map, np.zeros(size, np.float32), np.zeros(size, np.float32)
+        seconds = segments.annotated_seconds(video)
+        truth = np.array([annotation["segment"] for annotation in video["annotations"]], np.float64)
+        truth = np.clip(truth / seconds, 0.0, 1.0)                          # [S, 2], fractions of the video
+        start, end = truth[:, :1], truth[:, 1:]                             # [S, 1]
+        iou = segments.iou(self.pair_start, self.pair_end, start, end)      # [S, T (T+1) / 2]
+        iou_map.reshape(-1)[self.pair_cell] = iou.max(axis=0)
+        return iou_map, self._boundary(start), self._boundary(end)
+
+    def _boundary(self, position):
+        """Share of each anchor that lies within 1.5/T of any ``position`` [S, 1]: float32 [T]."""
+        reach = 3 * self.gap / 2
+        covered = segments.intersection(self.anchor_start, self.anchor_end, position - reach, position + reach)
+        return (covered / (self.anchor_end - self.anchor_start)).max(axis=0).astype(np.float32)
