@@ -1,0 +1,163 @@
+"""Make a small data set in exactly the layout of ActivityNet-1.3, from a seed.
+
+    python3 tools/make_sample_data.py --output data --videos 160
+
+writes <output>/activitynet_annotations/{video_info_new.csv, anet_anno_action.json, action_name.csv} and
+<output>/activitynet_feature_cuhk/csv_mean_<T>/<video>.csv. Actions are planted in noise: the features of a class while
+it lasts, short cues at its start and end, and distractors that look like a class but have no such cues and are not
+annotated. So an untrained network scores near chance and a trained one far above. With --annotations the videos and
+segments are those of real annotation files, and only the features are made up.
+"""
+import argparse
+import csv
+import json
+import os
+import sys
+import zlib
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from annotations import read_annotations, read_video_list
+from errors import UserError, run_as_program
+from files import replacing, write_json
+
+CLASSES = ("Beekeeping", "Bouldering", "Fixing a bicycle", "Fencing", "Juggling clubs", "Making pasta", "Pole vault",
+           "Sheep shearing", "Tightrope walking", "Whitewater kayaking")
+SUBSETS = (("training", 0.6), ("validation", 0.3), ("testing", 0.1))
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def make_videos(count, seed):
+    """{name: (subset, fps, annotation entry)} of ``count`` invented videos."""
+    random = np.random.RandomState(seed)
+    videos = {}
+    shares = np.cumsum([share for _, share in SUBSETS])
+    for i in range(count):
+        name = "v_" + "".join(ALPHABET[k] for k in random.randint(0, 64, 11))
+        subset = SUBSETS[int(np.searchsorted(shares, (i + 0.5) / count))][0]
+        fps = float(random.choice([24.0, 25.0, 29.97, 30.0]))
+        frames = int(np.clip(random.lognormal(4.4, 0.6), 12, 240) * fps)
+        entry = {"duration_second": round(frames / fps, 2), "duration_frame": frames,
+                 "feature_frame": frames // 16 * 16, "annotations": []}
+        if subset != "testing":             # as in the published files, test videos are not annotated
+            entry["annotations"] = [
+                {"segment": [round(edge * entry["duration_second"], 2) for edge in segment],
+                 "label": CLASSES[random.randint(len(CLASSES))]} for segment in _segments(random)]
+        videos[name] = subset, fps, entry
+    return videos
+
+
+def _segments(random):
+    """One to five segments in fractions of the video, of very different lengths; some overlap the one before."""
+    segments, position = [], 0.0
+    for _ in range(random.choice([1, 1, 1, 2, 2, 3, 4, 5])):
+        length = float(np.exp(random.uniform(np.log(0.06), np.log(0.75))))
+        gap = -0.3 * length if segments and random.rand() < 0.15 else random.uniform(0.03, 0.25)
+        start = max(position + gap, 0.0)
+        if start + length > 1:              # the last one is cut, or dropped where little would be left
+            length = 1 - start
+        if length < 0.05:
+            break
+        segments.append((start, start + length))
+        position = start + length
+    return segments or [(0.2, 0.7)]
+
+
+def plant_features(name, entry, temporal_scale, feat_dim, seed, noise=1.0):
+    """T x C float32 features of one video: its actions, distractors and noise.
+
+    Depends on nothing but the arguments: the patterns of a class come from its label, the rest from the name.
+    """
+    random = _random(seed, "video", name)
+    seconds = float(entry["feature_frame"]) / entry["duration_frame"] * entry["duration_second"]
+    at = (np.arange(temporal_scale) + 0.5) / temporal_scale
+    width = 1.0 / temporal_scale
+    features = random.randn(temporal_scale, feat_dim) * noise + _pattern(seed, "background", feat_dim)
+    features += 0.5 * random.randn(feat_dim)                        # the look of this video
+    for annotation in entry["annotations"]:
+        start, end = (edge / seconds for edge in annotation["segment"])
+        inside = _soft_step(at - start, width) * _soft_step(end - at, width)
+        features += np.outer(inside, _pattern(seed, annotation["label"], feat_dim) + _pattern(seed, "action", feat_dim))
+        for edge, cue in ((start, "start"), (end, "end")):
+            features += np.outer(np.exp(-0.5 * ((at - edge) / (1.2 * width)) ** 2), 1.5 * _pattern(seed, cue, feat_dim))
+    for _ in range(random.randint(0, 3)):
+        centre, half = random.rand(), random.uniform(0.02, 0.15)
+        label = CLASSES[random.randint(len(CLASSES))]
+        features += np.outer(np.abs(at - centre) < half, _pattern(seed, label, feat_dim))
+    return features.astype(np.float32)
+
+
+def _soft_step(x, width):
+    return 1 / (1 + np.exp(-np.clip(x / (0.5 * width), -30, 30)))
+
+
+def _pattern(seed, key, feat_dim):
+    return _random(seed, "pattern", key).randn(feat_dim)
+
+
+def _random(seed, kind, key):
+    return np.random.RandomState(zlib.crc32(("%d/%s/%s" % (seed, kind, key)).encode()))
+
+
+def take_videos(folder, count, seed):
+    """Like make_videos, from the real annotation files of a folder: a seeded choice, all subsets in proportion."""
+    listed = read_video_list(os.path.join(folder, "video_info_new.csv"))
+    annotated = read_annotations(os.path.join(folder, "anet_anno_action.json"))
+    listed = [(name, subset) for name, subset in listed if subset in [known for known, _ in SUBSETS]]
+    if count > len(listed):
+        raise UserError("--videos %d is more than the %d videos of %s: give a smaller number"
+                        % (count, len(listed), folder))
+    chosen = np.sort(np.random.RandomState(seed).permutation(len(listed))[:count])
+    return {listed[i][0]: (listed[i][1], 25.0, annotated[listed[i][0]]) for i in chosen}
+
+
+def write_annotations(folder, videos):
+    """The three annotation files, as published."""
+    os.makedirs(folder, exist_ok=True)
+    write_json(os.path.join(folder, "anet_anno_action.json"), {name: entry for name, (_, _, entry) in videos.items()})
+    with replacing(os.path.join(folder, "video_info_new.csv")) as path, open(path, "w", newline="") as handle:
+        rows = csv.writer(handle, lineterminator="\n")
+        rows.writerow(["video", "numFrame", "seconds", "fps", "rfps", "subset", "featureFrame"])
+        for name, (subset, fps, entry) in videos.items():
+            frames, seconds = entry["duration_frame"], entry["duration_second"]
+            rows.writerow([name, frames, seconds, fps, frames / seconds, subset, entry["feature_frame"]])
+    labels = sorted({a["label"] for _, _, entry in videos.values() for a in entry["annotations"]})
+    with replacing(os.path.join(folder, "action_name.csv")) as path, open(path, "w") as handle:
+        handle.write("\n".join(["action"] + labels) + "\n")
+
+
+def write_features(path, features):
+    """One csv_mean_<T> file: a header line f0,f1,... and T rows of C numbers."""
+    line = ",".join(["%.6g"] * features.shape[1]) + "\n"
+    with replacing(path) as temporary, open(temporary, "w") as handle:
+        handle.write(",".join("f%d" % i for i in range(features.shape[1])) + "\n")
+        handle.writelines(line % tuple(row) for row in features.tolist())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", default="data", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temporal_scale", type=int, default=100)
+    parser.add_argument("--feat_dim", type=int, default=400)
+    parser.add_argument("--noise", type=float, default=1.0, help="standard deviation of the noise")
+    parser.add_argument("--annotations", help="folder of real annotation files to take the videos from")
+    args = parser.parse_args()
+    if args.videos < 5:
+        raise UserError("--videos %d leaves a subset empty: give at least 5" % args.videos)
+    videos = (take_videos(args.annotations, args.videos, args.seed) if args.annotations
+              else make_videos(args.videos, args.seed))
+    write_annotations(os.path.join(args.output, "activitynet_annotations"), videos)
+    folder = os.path.join(args.output, "activitynet_feature_cuhk", "csv_mean_%d" % args.temporal_scale)
+    for name, (_, _, entry) in videos.items():
+        features = plant_features(name, entry, args.temporal_scale, args.feat_dim, args.seed, args.noise)
+        write_features(os.path.join(folder, name + ".csv"), features)
+    counts = [subset for subset, _, _ in videos.values()]
+    print("%d videos in %s: %s" % (len(videos), args.output, json.dumps(
+        {subset: counts.count(subset) for subset, _ in SUBSETS})))
+
+
+if __name__ == "__main__":
+    run_as_program(main)
