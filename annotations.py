@@ -8,6 +8,11 @@ from files import read_json
 NEEDED = ("duration_frame", "duration_second", "feature_frame")
 
 
+def video_id(name):
+    """The name of a video in result and ground-truth files: without the prefix v_."""
+    return name[2:] if name.startswith("v_") else name
+
+
 def read_videos(opt, subset):
     """The videos of a subset, in the order of the list: {name: annotation entry}.
 

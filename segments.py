@@ -17,6 +17,13 @@ def iou(start, end, other_start, other_end):
     return inter / ((end - start) - inter + other_end - other_start)
 
 
+def tiou(start, end, other_start, other_end):
+    """As :func:`iou`, in the order of operations of ActivityNet's evaluation; 0/0 (two segments of length 0) is NaN."""
+    inter = intersection(start, end, other_start, other_end)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return inter / ((end - start) + (other_end - other_start) - inter)
+
+
 def annotated_seconds(video):
     """Seconds that the features of a video cover: the scale of its labels. ``video``: its annotation entry."""
     return float(video["feature_frame"]) / video["duration_frame"] * video["duration_second"]
