@@ -100,15 +100,20 @@ def save(path, state):
     Raises:
         UserError: the folder cannot be written to, or the disk is full; the old file is as it was.
     """
+    write(path, dict(state, format=_FORMAT))
+
+
+def write(path, content):
+    """Write any dict of tensors, numbers, text and containers, as :func:`save` does, without the mark of ours."""
     folder, name = os.path.split(os.path.abspath(path))
     for leftover in glob.glob(os.path.join(glob.escape(folder), "." + glob.escape(name) + ".*.tmp")):
         _remove_if_abandoned(leftover)
     buffer = io.BytesIO()       # in memory first: PyTorch tells of a full disk in an exception of its own kind
-    torch.save(dict(_plain(state), format=_FORMAT), buffer, _use_new_zipfile_serialization=False)
-    content = buffer.getbuffer()
+    torch.save(_plain(content), buffer, _use_new_zipfile_serialization=False)
+    written = buffer.getbuffer()
     with replacing(path) as temporary, open(temporary, "wb") as handle:
-        handle.write(content)
-        handle.write(_seal(content))
+        handle.write(written)
+        handle.write(_seal(written))
 
 
 def read(path):
@@ -249,12 +254,13 @@ def _damaged(path, reason):
 
 
 def _unpickled(path, content):
-    if "weights_only" in inspect.signature(torch.load).parameters:
-        safely = {"weights_only": True}
-    else:
-        safely = {"pickle_module": _RESTRICTED}
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", **safely)
+        if "weights_only" not in inspect.signature(torch.load).parameters:
+            return torch.load(io.BytesIO(content), map_location="cpu", pickle_module=_RESTRICTED)
+        if not hasattr(torch.serialization, "safe_globals"):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([_rebuild_npu_tensor]):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:      # damaged bytes can end in any exception
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
@@ -276,7 +282,15 @@ def _remove_if_abandoned(path):
         pass        # gone already, or not ours to remove: it harms nobody
 
 
-_ALLOWED = {("collections", "OrderedDict"): OrderedDict, ("torch", "Size"): torch.Size}
+def _rebuild_npu_tensor(*arguments):
+    """A tensor that torch_npu saved from a device before version 2.1; its last argument is a memory layout."""
+    return torch._utils._rebuild_tensor_v2(*arguments[:6])
+
+
+_rebuild_npu_tensor.__module__ = "torch_npu.utils.storage"      # its name in such files
+
+_ALLOWED = {("collections", "OrderedDict"): OrderedDict, ("torch", "Size"): torch.Size,
+            (_rebuild_npu_tensor.__module__, _rebuild_npu_tensor.__name__): _rebuild_npu_tensor}
 _ALLOWED.update((("torch._utils", name), getattr(torch._utils, name))
                 for name in ("_rebuild_tensor_v2", "_rebuild_parameter"))
 _ALLOWED.update((("torch", kind + "Storage"), getattr(torch, kind + "Storage")) for kind in (
