@@ -36,6 +36,22 @@ def replacing(path):
             os.remove(temporary)
 
 
+def check_writable(path):
+    """Make the folder of ``path`` and try that a file can be written there; ``path`` itself is not touched.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
+            pass
+        if os.path.isdir(path):
+            raise IsADirectoryError(None, "it is a folder")
+    except OSError as error:
+        raise UserError("cannot write %s (%s): give a path that can be written" % (path, error.strerror)) from error
+
+
 def read_json(path, what):
     """The content of a JSON file; ``what`` names it for the user ("annotation file (--video_anno)").
 

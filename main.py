@@ -1,0 +1,183 @@
+"""BMN: temporal action proposals. Train, infer, evaluate, on Ascend NPUs, CUDA cards or a CPU.
+
+one process     python3 main.py --mode full --data_path DIR --batch_size 16
+eight cards     torchrun --nproc_per_node=8 main.py --mode full --data_path DIR --batch_size 128
+new proposals   python3 main.py --mode inference --data_path DIR --pth_path checkpoint/BMN_best.pth.tar
+detection       python3 main.py --mode detection --classification_file FILE
+"""
+import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
+import json
+import os
+import sys
+
+import torch
+from tqdm import tqdm
+
+import amp
+import checkpoint
+import engine
+import post_processing
+from annotations import read_videos
+from dataset import VideoDataSet, default_workers
+from errors import run_as_program
+from eval import evaluation_proposal
+from features import open_features
+from files import check_writable, replacing, write_json
+from loaders import TrainingBatches, load_batches, rank_blocks
+from loss_function import get_mask
+from models import BMN
+from opts import parse_opt
+
+LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss: %.03f, pem reg_loss: %.03f, "
+             "total_loss: %.03f")
+PROFILED_STEPS = 8
+
+
+def main():
+    opt = vars(parse_opt())
+    runtime = device.setup(opt)
+    try:
+        check_outputs(opt, runtime)
+        if opt["mode"] in ("train", "full"):
+            train(dict(opt, mode="train"), runtime)
+        if opt["mode"] in ("inference", "full"):
+            infer(dict(opt, mode="inference"), runtime)
+        if opt["mode"] == "detection" and runtime.is_main:
+            import detection
+            detection.evaluate_detection(opt, runtime.log)
+    finally:
+        runtime.close()
+
+
+def check_outputs(opt, runtime):
+    """Find out now, not after ten epochs, that an output cannot be written."""
+    if runtime.is_main:
+        if opt["mode"] in ("train", "full"):
+            write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
+        if opt["mode"] != "train":
+            check_writable(opt["result_file"])
+            check_writable(opt["save_fig_path"])
+
+
+def train(opt, runtime):
+    """Train for --train_epochs epochs, validate after each, keep the last and the best checkpoint."""
+    training, validation = open_datasets(opt, runtime, "train", "validation")
+    batches = TrainingBatches(len(training), opt["batch_size"], opt["seed"], runtime.rank, runtime.world_size)
+    blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
+    training_loader = load(training, batches, opt, runtime)
+    validation_loader = load(validation, list(blocks.values()), opt, runtime)
+
+    device.seed_everything(opt["seed"])             # the same weights on every rank,
+    network = BMN(opt)
+    if opt["finetune"]:
+        checkpoint.load_network(opt["pth_path"], network)
+    network.to(runtime.device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=opt["training_lr"], weight_decay=opt["weight_decay"])
+    precision = amp.Precision(runtime, opt["opt_level"], opt["loss_scale"])
+    network, optimizer = precision.prepare(network, optimizer)
+    runtime.log(precision.describe())
+    model = runtime.wrap(network)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=opt["step_size"], gamma=opt["step_gamma"])
+    device.seed_everything(opt["seed"] + runtime.rank)      # but draws of its own for each
+    bm_mask = get_mask(opt["temporal_scale"]).to(runtime.device)
+
+    metrics, best_loss = resume(opt, runtime, network, optimizer, scheduler, precision)
+    for epoch in range(len(metrics), opt["train_epochs"]):
+        batches.epoch = epoch
+        learning_rate = optimizer.param_groups[0]["lr"]
+        runtime.reset_peak_memory()
+        with runtime.profiler(opt["profile"] if epoch == len(metrics) == 0 else "") as profiler:
+            trained = engine.train_one_epoch(model, training_loader, optimizer, precision, runtime, bm_mask, epoch,
+                                             log_every=10 if sys.stdout.isatty() else 100, profiler=profiler)
+        scheduler.step()
+        validated = engine.validate(network, validation_loader, blocks, precision, runtime, bm_mask, opt["seed"])
+        runtime.log("Epoch: %d,FPS: %.2f,time: %.2f" % (epoch, trained["fps"], trained["time"]))
+        for name, result in (("training", trained), ("test", validated)):
+            losses = result["losses"]
+            runtime.log(LOSS_LINE % (name, epoch, result["iterations"] - 1, losses["tem"], losses["pem_cls"],
+                                     losses["pem_reg"], losses["total"]))
+        metrics.append({
+            "epoch": epoch, "lr": learning_rate, "train": trained["losses"], "validation": validated["losses"],
+            "fps": trained["fps"], "time": trained["time"], "data_time": trained["data_time"],
+            "iterations": trained["iterations"], "skipped_steps": precision.skipped,
+            "peak_memory_mb": runtime.peak_memory_mb(), "device": runtime.kind, "world_size": runtime.world_size,
+            "batch_size": opt["batch_size"], "opt_level": opt["opt_level"], "seed": opt["seed"]})
+        is_best = validated["losses"]["total"] < best_loss
+        best_loss = min(best_loss, validated["losses"]["total"])
+        state = checkpoint.training_state(network, optimizer, scheduler, precision, epoch + 1, best_loss, opt, metrics,
+                                          runtime.gather(runtime.random_state()))
+        if runtime.is_main:
+            save(opt["checkpoint_path"], state, is_best)
+    runtime.barrier()       # the best checkpoint is on the disk before anybody reads it
+
+
+def open_datasets(opt, runtime, *subsets):
+    """The videos of each subset with their features, found and checked before anything is computed."""
+    names = [name for subset in subsets for name in read_videos(opt, subset)]
+    features = open_features(opt, names, runtime, runtime.log)
+    datasets = [VideoDataSet(opt, subset, features) for subset in subsets]
+    for subset, dataset in zip(subsets, datasets):
+        runtime.log("%s subset video numbers: %d" % (subset, len(dataset)))
+    return datasets
+
+
+def load(dataset, batches, opt, runtime):
+    workers = opt["num_workers"] if opt["num_workers"] >= 0 else default_workers(runtime)
+    return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")
+
+
+def resume(opt, runtime, network, optimizer, scheduler, precision):
+    """Go on from --resume where it is given. Returns (metrics of the epochs done, lowest validation loss so far)."""
+    path = opt["resume"]
+    if path == "auto":
+        path = os.path.join(opt["checkpoint_path"], checkpoint.LAST)
+        if not os.path.exists(path):
+            runtime.log("--resume auto: no %s yet, starting anew" % path)
+            path = ""
+    if not path:
+        return [], float("inf")
+    state = checkpoint.read(path)
+    checkpoint.restore_training(state, network, optimizer, scheduler, precision)
+    if len(state["random_states"]) == runtime.world_size:
+        runtime.set_random_state(state["random_states"][runtime.rank])
+    else:
+        runtime.log("%s was written by %d processes, these are %d: the draws that follow are others"
+                    % (path, len(state["random_states"]), runtime.world_size))
+    runtime.log("resumed from %s: %d of %d epochs are done" % (path, state["epoch"], opt["train_epochs"]))
+    return state["metrics"], state["best_loss"]
+
+
+def save(folder, state, is_best):
+    """The last checkpoint, the best one where this is it, and one JSON line for each epoch done."""
+    checkpoint.save(os.path.join(folder, checkpoint.LAST), state)
+    if is_best:
+        checkpoint.save(os.path.join(folder, checkpoint.BEST), state)
+    with replacing(os.path.join(folder, "metrics.jsonl")) as path, open(path, "w") as handle:
+        handle.writelines(json.dumps(line) + "\n" for line in state["metrics"])
+
+
+def infer(opt, runtime):
+    """Proposals of the validation videos: --result_file, then AR@AN, figures and the report."""
+    validation, = open_datasets(opt, runtime, "validation")
+    network = BMN(opt)
+    checkpoint.load_network(opt["pth_path"], network)
+    network.to(runtime.device)
+    precision = amp.Precision(runtime, opt["opt_level"], opt["loss_scale"])
+    network, _ = precision.prepare(network, None)
+    blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
+    loader = load(validation, list(blocks.values()), opt, runtime)
+    found = {}
+    with tqdm(total=sum(map(len, blocks.values())), desc="inference", unit="video",
+              disable=None if runtime.is_main else True) as bar:
+        for indices, *maps in engine.infer(network, loader, precision, runtime):
+            names = [validation.video_list[index] for index in indices]
+            found.update(zip(names, post_processing.proposals(*maps, opt)))
+            bar.update(len(names))
+    found = {name: proposals for rank in runtime.gather(found) for name, proposals in rank.items()}
+    if runtime.is_main:
+        post_processing.write_result(opt["result_file"], validation.videos, found)
+        evaluation_proposal(opt)
+
+
+if __name__ == "__main__":
+    run_as_program(main)
