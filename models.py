@@ -21,15 +21,18 @@ class BMN(nn.Module):
     def __init__(self, opt):
         super().__init__()
         opt = with_defaults(opt)
-        self.tscale, self.num_sample, self.feat_dim = opt["temporal_scale"], opt["num_sample"], opt["feat_dim"]
+        # the options that decide what the network computes; a checkpoint is compared with them
+        self.feat_dim, self.temporal_scale = opt["feat_dim"], opt["temporal_scale"]
+        self.num_sample, self.num_sample_perbin = opt["num_sample"], opt["num_sample_perbin"]
+        self.prop_boundary_ratio = opt["prop_boundary_ratio"]
         if self.feat_dim % 4:
             raise UserError("--feat_dim %d is no multiple of 4: the first layer splits the features into 4 groups"
                             % self.feat_dim)
         self.boundary_matching = BoundaryMatching(
-            self.tscale, self.num_sample, opt["num_sample_perbin"], opt["prop_boundary_ratio"],
+            self.temporal_scale, self.num_sample, self.num_sample_perbin, self.prop_boundary_ratio,
             opt.get("bm_contraction", "auto"))
-        rows, cols = torch.triu(torch.ones(self.tscale, self.tscale)).nonzero().unbind(1)
-        cell = torch.full((self.tscale, self.tscale), len(rows), dtype=torch.int64)
+        rows, cols = torch.triu(torch.ones(self.temporal_scale, self.temporal_scale)).nonzero().unbind(1)
+        cell = torch.full((self.temporal_scale, self.temporal_scale), len(rows), dtype=torch.int64)
         cell[rows, cols] = torch.arange(len(rows))
         self.cell = cell
 
@@ -76,26 +79,26 @@ class BMN(nn.Module):
         # x [B, 256, T]; V [512, 256, N] -> [N, 512, 256]: a row of the table is one sample at one position
         conv3d, conv2d = self.x_3d_p[0], self.x_2d_p[0]
         weight = conv3d.weight.flatten(2).permute(2, 0, 1).reshape(-1, 256)         # [N*512, 256]
-        table = F.linear(x.transpose(1, 2), weight).view(x.shape[0], self.tscale, self.num_sample, 512)
+        table = F.linear(x.transpose(1, 2), weight).view(x.shape[0], self.temporal_scale, self.num_sample, 512)
         rows = self.boundary_matching(table) + conv3d.bias.to(table.dtype)         # [B, P, 512]
         # cells with start > end sample nothing: the bias is all they have, the same for all of them
         rows = torch.cat([rows, conv3d.bias.to(rows.dtype).expand(x.shape[0], 1, -1)], 1)
         rows = F.relu(F.linear(F.relu(rows), conv2d.weight.flatten(1), conv2d.bias))        # [B, P+1, 128]
         cells = rows.index_select(1, self.cell.flatten().to(x.device))
-        cells = cells.view(x.shape[0], self.tscale, self.tscale, 128).permute(0, 3, 1, 2)   # channels last
+        cells = cells.view(x.shape[0], self.temporal_scale, self.temporal_scale, 128).permute(0, 3, 1, 2)   # channels last
         return self.x_2d_p[2:](cells)
 
     def _check(self, x):
-        if x.dim() != 3 or x.shape[1] != self.feat_dim or x.shape[2] != self.tscale:
+        if x.dim() != 3 or x.shape[1] != self.feat_dim or x.shape[2] != self.temporal_scale:
             raise UserError("features of shape %s do not fit --feat_dim %d and --temporal_scale %d: [videos, %d, %d] "
-                            "is needed" % (list(x.shape), self.feat_dim, self.tscale, self.feat_dim, self.tscale))
+                            "is needed" % (list(x.shape), self.feat_dim, self.temporal_scale, self.feat_dim, self.temporal_scale))
 
     def _drop_sample_mask(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         """The reference stores its sampling weights: their shape must fit, then they are left out."""
         mask = state_dict.get(prefix + "sample_mask")
         if mask is None:
             return
-        wanted = (self.tscale, self.num_sample * self.tscale ** 2)
+        wanted = (self.temporal_scale, self.num_sample * self.temporal_scale ** 2)
         if tuple(mask.shape) != wanted:
             errors.append("sample_mask has shape %s, %s is needed: the checkpoint was made with another "
                           "--temporal_scale or --num_sample" % (tuple(mask.shape), wanted))
