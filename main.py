@@ -35,8 +35,7 @@ PROFILED_STEPS = 8
 
 def main():
     opt = vars(parse_opt())
-    runtime = device.setup(opt)
-    try:
+    with device.setup(opt) as runtime:
         check_outputs(opt, runtime)
         if opt["mode"] in ("train", "full"):
             train(dict(opt, mode="train"), runtime)
@@ -45,8 +44,6 @@ def main():
         if opt["mode"] == "detection" and runtime.is_main:
             import detection
             detection.evaluate_detection(opt, runtime.log)
-    finally:
-        runtime.close()
 
 
 def check_outputs(opt, runtime):
@@ -61,8 +58,9 @@ def check_outputs(opt, runtime):
 
 def train(opt, runtime):
     """Train for --train_epochs epochs, validate after each, keep the last and the best checkpoint."""
+    share = runtime.share_of_batch(opt["batch_size"])
     training, validation = open_datasets(opt, runtime, "train", "validation")
-    batches = TrainingBatches(len(training), opt["batch_size"], opt["seed"], runtime.rank, runtime.world_size)
+    batches = TrainingBatches(len(training), share, opt["seed"], runtime.rank, runtime.world_size)
     blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
     training_loader = load(training, batches, opt, runtime)
     validation_loader = load(validation, list(blocks.values()), opt, runtime)
