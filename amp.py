@@ -30,7 +30,7 @@ class Precision:
         """
         self.opt_level, self.skipped = opt_level, 0
         self._scale = None if loss_scale == -1 else float(loss_scale)
-        self._kind, self._apex, self._scaler = runtime.kind, None, None
+        self._kind, self._apex, self._scaler, self._torch_patched = runtime.kind, None, None, False
         self._autocast, self._how = contextlib.nullcontext, "float32"
         if opt_level == "O0":
             _exact_float32(runtime.kind)
@@ -66,14 +66,23 @@ class Precision:
         """One line for the log."""
         return "precision: %s (--opt_level %s)" % (self._how, self.opt_level)
 
-    def prepare(self, model, optimizer):
-        """The model, already on its device and not yet wrapped, and its optimizer, made ready. Returns both."""
-        if self._apex:
-            more = {"combine_grad": True} if self._kind == "npu" else {}        # Ascend's apex alone knows it
-            model, optimizer = self._apex.initialize(
-                model, optimizer, opt_level=self.opt_level, verbosity=0,
-                loss_scale="dynamic" if self._scale is None else self._scale, **more)
-        return model, optimizer
+    def prepare(self, model, optimizer=None):
+        """Make ready a model, already on its device and not yet wrapped, and its optimizer (None for inference).
+
+        Returns:
+            (model, optimizer), to be used from now on.
+        """
+        # apex O1 works by changing torch itself, for all models: once is enough, twice would cast everything twice.
+        if self._apex is None or (self._torch_patched and optimizer is None):
+            return model, optimizer
+        self._torch_patched = self.opt_level == "O1"
+        how = {"opt_level": self.opt_level, "loss_scale": "dynamic" if self._scale is None else self._scale,
+               "verbosity": 0}
+        if self._kind == "npu":
+            how["combine_grad"] = True              # Ascend's own: unscale all gradients in one piece
+        if optimizer is None:
+            return self._apex.initialize(model, **how), None
+        return self._apex.initialize(model, optimizer, **how)
 
     def autocast(self):
         """The context for the network's forward pass; its outputs may be half precision."""

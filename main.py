@@ -37,10 +37,12 @@ def main():
     opt = vars(parse_opt())
     with device.setup(opt) as runtime:
         check_outputs(opt, runtime)
+        precision = amp.Precision(runtime, opt["opt_level"], opt["loss_scale"])
+        runtime.log(precision.describe())
         if opt["mode"] in ("train", "full"):
-            train(dict(opt, mode="train"), runtime)
+            train(dict(opt, mode="train"), runtime, precision)
         if opt["mode"] in ("inference", "full"):
-            infer(dict(opt, mode="inference"), runtime)
+            infer(dict(opt, mode="inference"), runtime, precision)
         if opt["mode"] == "detection" and runtime.is_main:
             import detection
             detection.evaluate_detection(opt, runtime.log)
@@ -56,7 +58,7 @@ def check_outputs(opt, runtime):
             check_writable(opt["save_fig_path"])
 
 
-def train(opt, runtime):
+def train(opt, runtime, precision):
     """Train for --train_epochs epochs, validate after each, keep the last and the best checkpoint."""
     share = runtime.share_of_batch(opt["batch_size"])
     training, validation = open_datasets(opt, runtime, "train", "validation")
@@ -71,9 +73,7 @@ def train(opt, runtime):
         checkpoint.load_network(opt["pth_path"], network)
     network.to(runtime.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=opt["training_lr"], weight_decay=opt["weight_decay"])
-    precision = amp.Precision(runtime, opt["opt_level"], opt["loss_scale"])
     network, optimizer = precision.prepare(network, optimizer)
-    runtime.log(precision.describe())
     model = runtime.wrap(network)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=opt["step_size"], gamma=opt["step_gamma"])
     device.seed_everything(opt["seed"] + runtime.rank)      # but draws of its own for each
@@ -154,14 +154,12 @@ def save(folder, state, is_best):
         handle.writelines(json.dumps(line) + "\n" for line in state["metrics"])
 
 
-def infer(opt, runtime):
+def infer(opt, runtime, precision):
     """Proposals of the validation videos: --result_file, then AR@AN, figures and the report."""
     validation, = open_datasets(opt, runtime, "validation")
     network = BMN(opt)
     checkpoint.load_network(opt["pth_path"], network)
-    network.to(runtime.device)
-    precision = amp.Precision(runtime, opt["opt_level"], opt["loss_scale"])
-    network, _ = precision.prepare(network, None)
+    network, _ = precision.prepare(network.to(runtime.device))
     blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
     loader = load(validation, list(blocks.values()), opt, runtime)
     found = {}
