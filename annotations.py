@@ -83,7 +83,11 @@ def _checked(name, entry, path):
         if not _is_number(entry.get(key)) or entry[key] <= 0:
             raise UserError("--video_anno %s: video %s has %s = %r, a number above 0 is needed"
                             % (path, name, key, entry.get(key)))
-    entry.setdefault("annotations", [])
+    if entry.get("annotations") is None:
+        entry["annotations"] = []
+    if not isinstance(entry["annotations"], list):
+        raise UserError("--video_anno %s: video %s has annotations of another form, a list of {\"segment\": [start, "
+                        "end], \"label\"} is needed" % (path, name))
     for annotation in entry["annotations"]:
         segment = annotation.get("segment") if isinstance(annotation, dict) else None
         if not (isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))):

@@ -14,23 +14,20 @@ class TrainingBatches:
 
     Args:
         count: number of videos.
-        batch_size: videos of a global batch.
+        share: videos of a batch on each rank.
         seed, rank, world_size: whole numbers.
 
     Raises:
-        UserError: fewer videos than a batch, or a batch that cannot be split evenly.
+        UserError: fewer videos than a global batch.
     """
 
-    def __init__(self, count, batch_size, seed=0, rank=0, world_size=1):
-        if batch_size % world_size:
-            raise UserError("--batch_size %d cannot be split evenly over %d processes: give a multiple of %d"
-                            % (batch_size, world_size, world_size))
-        if count < batch_size:
+    def __init__(self, count, share, seed=0, rank=0, world_size=1):
+        self.count, self.share, self.seed, self.epoch = count, share, seed, 0
+        self.batch_size = share * world_size
+        self.offset = rank * share
+        if count < self.batch_size:
             raise UserError("--batch_size %d is larger than the %d training videos: give %d or less"
-                            % (batch_size, count, count))
-        self.count, self.batch_size, self.seed, self.epoch = count, batch_size, seed, 0
-        self.share = batch_size // world_size
-        self.offset = rank * self.share
+                            % (self.batch_size, count, count))
 
     def __len__(self):
         return self.count // self.batch_size

@@ -1,0 +1,51 @@
+"""Files appear whole or not at all, and the user is told what is wrong with them."""
+import json
+import os
+
+import pytest
+
+from errors import UserError
+from files import check_writable, read_json, replacing, write_json
+
+
+def test_replaces_in_one_step_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "new folder" / "a b.json"
+    write_json(str(path), {"n": 1})
+    with replacing(str(path)) as temporary:
+        with open(temporary, "w") as handle:
+            handle.write('{"n": 2}')
+        assert json.loads(path.read_text()) == {"n": 1}     # the old one serves until the new one is whole
+    assert json.loads(path.read_text()) == {"n": 2}
+    assert os.listdir(str(path.parent)) == ["a b.json"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask    # not private, as temporary files are
+
+
+def test_a_failure_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(str(path), 1)
+    with pytest.raises(ZeroDivisionError), replacing(str(path)) as temporary:
+        with open(temporary, "w") as handle:
+            handle.write("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "1" and os.listdir(str(tmp_path)) == ["x.json"]
+
+
+def test_unwritable_places_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x.json", tmp_path):
+        for attempt in (check_writable, lambda p: write_json(p, 1)):
+            with pytest.raises(UserError, match="cannot write"):
+                attempt(str(path))
+    check_writable(str(tmp_path / "new" / "x.json"))
+    assert os.listdir(str(tmp_path / "new")) == []
+
+
+@pytest.mark.parametrize("content,word", [(None, "does not exist"), ('{"a": 1', "not valid JSON"), ("\xff\xfe", "JSON")])
+def test_unreadable_json_is_named(tmp_path, content, word):
+    path = tmp_path / "anno.json"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="video_anno.*" + word):
+        read_json(str(path), "annotation file (--video_anno)")
