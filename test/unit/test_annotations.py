@@ -40,7 +40,8 @@ def test_an_entry_without_annotations_has_none(tmp_path):
 
 
 @pytest.mark.parametrize("change,words", [
-    (dict(header="name,subset"), ["video_info", "'video'"]), (dict(rows=[("v_b", "validation")]), ["no video", "train"]),
+    (dict(header="name,subset"), ["video_info", "'video'"]),
+    (dict(rows=[("v_b", "validation")]), ["no video", "train"]),
     (dict(entries={"v_b": ENTRY}), ["lacks 1 of the 1", "v_a"]), (dict(entries=[ENTRY]), ["video_anno"]),
     (dict(entries={"v_a": dict(ENTRY, duration_frame=0)}), ["v_a", "duration_frame", "0"]),
     (dict(entries={"v_a": dict(ENTRY, feature_frame="many")}), ["v_a", "feature_frame", "many"]),

@@ -42,7 +42,8 @@ def test_unwritable_places_are_named(tmp_path):
     assert os.listdir(str(tmp_path / "new")) == []
 
 
-@pytest.mark.parametrize("content,word", [(None, "does not exist"), ('{"a": 1', "not valid JSON"), ("\xff\xfe", "JSON")])
+@pytest.mark.parametrize("content,word", [
+    (None, "does not exist"), ('{"a": 1', "not valid JSON"), ("\xff\xfe", "JSON")])
 def test_unreadable_json_is_named(tmp_path, content, word):
     path = tmp_path / "anno.json"
     if content is not None:

@@ -33,7 +33,7 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match="--batch_size 16.*9 training videos"):
+    with pytest.raises(UserError, match=r"--batch_size 16.*9 training videos"):
         TrainingBatches(9, 8, world_size=2)
 
 

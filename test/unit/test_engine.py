@@ -1,0 +1,137 @@
+"""The loops: what they compute, what they count, and that they stop where the loss is not finite."""
+import device
+import numpy as np
+import pytest
+import torch
+
+import amp
+import engine
+from errors import UserError
+from loaders import load_batches, rank_blocks
+from loss_function import bmn_loss_func, get_mask
+from models import BMN
+
+OPTIONS = {"temporal_scale": 8, "feat_dim": 4, "num_sample": 4}
+T = 8
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    with device.setup({"device": "cpu"}) as one:
+        yield one
+
+
+class Videos(torch.utils.data.Dataset):
+    """Random features and labels."""
+
+    def __init__(self, count):
+        random = np.random.RandomState(5)
+        self.items = [tuple(torch.from_numpy(random.rand(*shape).astype(np.float32))
+                            for shape in ((4, T), (T, T), (T,), (T,))) for _ in range(count)]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def make(runtime, level="O0"):
+    torch.manual_seed(1)
+    network = BMN(OPTIONS)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    return network, optimizer, amp.Precision(runtime, level, 128)
+
+
+def train(runtime, videos, batches, network, optimizer, precision, log_every=100, profiler=None):
+    torch.manual_seed(2)
+    return engine.train_one_epoch(network, load_batches(videos, batches, 0), optimizer, precision, runtime, get_mask(T),
+                                  0, log_every, profiler)
+
+
+def test_an_epoch_is_the_plain_loop(runtime):
+    videos, batches = Videos(6), [[0, 1], [2, 3], [4, 5]]
+    network, optimizer, precision = make(runtime)
+    result = train(runtime, videos, batches, network, optimizer, precision)
+
+    plain, plain_optimizer, _ = make(runtime)
+    torch.manual_seed(2)
+    torch.empty((), dtype=torch.int64).random_()            # the DataLoader's own draw
+    rows = []
+    for batch in batches:
+        x, iou, start, end = (torch.stack(parts) for parts in zip(*(videos[i] for i in batch)))
+        losses = bmn_loss_func(*plain(x, valid_only=True), iou, start, end, get_mask(T))
+        plain_optimizer.zero_grad()
+        losses[0].backward()
+        plain_optimizer.step()
+        rows.append([float(v.detach()) for v in losses])
+    np.testing.assert_allclose([result["losses"][name] for name in engine.LOSSES], np.mean(rows, 0), rtol=1e-6)
+    for ours, theirs in zip(network.parameters(), plain.parameters()):
+        assert torch.equal(ours, theirs)
+    assert result["iterations"] == 3
+
+
+@pytest.mark.parametrize("iterations,timed", [(3, 3), (5, 5), (6, 1), (9, 4)])
+def test_fps_counts_the_timed_iterations(runtime, monkeypatch, iterations, timed):
+    clock = iter(np.arange(1000.0))
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
+    network, optimizer, precision = make(runtime)
+    result = train(runtime, Videos(2), [[0, 1]] * iterations, network, optimizer, precision)
+    assert result["fps"] * result["time"] == pytest.approx(2 * timed)
+    assert 0 < result["data_time"] < result["time"]
+
+
+def test_progress_line_and_profiler(runtime, capsys):
+    class Counter:
+        steps = 0
+
+        def step(self):
+            self.steps += 1
+    counter = Counter()
+    train(runtime, Videos(2), [[0, 1]] * 8, *make(runtime), log_every=2, profiler=counter)
+    lines = capsys.readouterr().out.splitlines()
+    assert counter.steps == 8
+    assert [line.split("]")[0] for line in lines] == ["epoch 0 [6/8", "epoch 0 [8/8"]
+    assert all("FPS" not in line and not ("training" in line and "total_loss" in line) for line in lines)
+    assert "data" in lines[0] and "step" in lines[0] and "ends in 0:00:" in lines[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_parts(runtime):
+    videos = Videos(6)
+    videos.items[3][0][0, 0] = float("nan")
+    network, optimizer, precision = make(runtime)
+    with pytest.raises(UserError, match=r"epoch 0, iteration 1 is not finite \(total nan, tem nan.*pem_cls nan"):
+        train(runtime, videos, [[0, 1], [2, 3], [4, 5]], network, optimizer, precision)
+
+
+def test_validation_is_the_mean_of_the_blocks_and_repeats_itself(runtime):
+    videos, blocks = Videos(21), rank_blocks(21)
+    network, _, precision = make(runtime)
+
+    def validate(seed):
+        loader = load_batches(videos, list(blocks.values()), 0)
+        return engine.validate(network, loader, blocks, precision, runtime, get_mask(T), seed)
+    before = [p.detach().clone() for p in network.parameters()]
+    result = validate(7)
+    assert result["iterations"] == 2 and result == validate(7) != validate(8)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
+
+    tem = []
+    for block in blocks.values():
+        x, iou, start, end = (torch.stack(parts) for parts in zip(*(videos[i] for i in block)))
+        with torch.no_grad():
+            tem.append(float(bmn_loss_func(*network(x), iou, start, end, get_mask(T))[1]))
+    assert result["losses"]["tem"] == pytest.approx((16 * tem[0] + 5 * tem[1]) / 21)
+
+
+def test_inference_gives_float32_maps_of_every_video(runtime):
+    network, _, precision = make(runtime, "O1")
+    features = [(i, torch.randn(4, T)) for i in range(5)]
+    found = {}
+    for indices, *maps in engine.infer(network, load_batches(features, [[3, 4], [0], [1, 2]], 0), precision, runtime):
+        assert all(part.dtype == np.float32 for part in maps)
+        found.update({i: [part[k] for part in maps] for k, i in enumerate(indices)})
+    assert sorted(found) == list(range(5))
+    with torch.no_grad():
+        want = network(features[4][1][None])
+    np.testing.assert_allclose(found[4][1], want[1][0], atol=0.02)
