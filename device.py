@@ -7,8 +7,6 @@ import os
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-import contextlib
-import datetime
 import pickle
 import random
 import re
@@ -19,17 +17,14 @@ import time
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
+import profiling
 from defaults import with_defaults
 from errors import UserError
-from peers import Peers
+from processes import Place, join
 
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
-MASTER = ("127.0.0.1", "29681")         # where rank 0 is met when nothing in the environment says so
-JOIN_WITHIN = datetime.timedelta(minutes=10)
-EXCHANGE_WITHIN = datetime.timedelta(minutes=30)
 TORCH = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
 
@@ -113,73 +108,19 @@ def card(kind, device_id, place):
     names = str(device_id).split(",")
     if not all(name.strip().isdigit() for name in names):
         raise UserError("--DeviceID %s: give the number of a card, or numbers separated by commas" % device_id)
-    if len(names) == 1 and place.world_size > 1:
-        index = place.local_rank                # one number for many processes: only the default, "0", makes sense
-    elif place.local_rank < len(names):
+    if place.local_rank < len(names):
         index = int(names[place.local_rank])
+    elif names == ["0"]:                        # the default names no card in particular
+        index = place.local_rank
     else:
-        raise UserError("--DeviceID %s names %d cards, local rank %d has none: name one for each process of a machine"
-                        % (device_id, len(names), place.local_rank))
+        raise UserError("--DeviceID %s leaves local rank %d without a card: name one for each process of a machine"
+                        % (device_id, place.local_rank))
     count = getattr(torch, kind).device_count()
     if index >= count:
         raise UserError("card %d (--DeviceID %s, local rank %d) is not there: %d %s %s visible%s"
                         % (index, device_id, place.local_rank, count, kind, "is" if count == 1 else "are",
                            _visibility(kind)))
     return torch.device(kind, index)
-
-
-# ---- which of how many processes -----------------------------------------------------------------------------------
-
-class Place:
-    """Which process this is: ``rank`` of ``world_size``, ``local_rank`` on its machine."""
-
-    def __init__(self, opt):
-        """Read the launcher's environment (torchrun, torch.distributed.launch), else the options of the old port.
-
-        Raises:
-            UserError: the numbers do not fit together.
-        """
-        environment = os.environ
-        try:
-            if "RANK" in environment and "WORLD_SIZE" in environment:
-                self.rank, self.world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-                self.local_rank = int(environment.get("LOCAL_RANK", opt["local_rank"]))
-            else:
-                if opt["world_size"] > 1 and not opt["is_distributed"]:
-                    raise UserError("--world_size %d without --is_distributed 1: add it, or start with torchrun"
-                                    % opt["world_size"])
-                self.world_size = opt["world_size"] if opt["is_distributed"] else 1
-                self.rank = self.local_rank = opt["local_rank"] if opt["is_distributed"] else 0
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError("RANK, WORLD_SIZE and LOCAL_RANK in the environment must be numbers (%s): let torchrun "
-                            "set them" % error) from None
-        if not 0 <= self.rank < self.world_size:
-            raise UserError("rank %d of %d processes: --local_rank (or RANK) must be below --world_size (or "
-                            "WORLD_SIZE)" % (self.rank, self.world_size))
-
-
-def _join(kind, place):
-    """Meet the other processes and make the process group. Returns (store, peers)."""
-    os.environ.setdefault("MASTER_ADDR", MASTER[0])
-    os.environ.setdefault("MASTER_PORT", MASTER[1])
-    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
-    address = "%(MASTER_ADDR)s:%(MASTER_PORT)s" % os.environ
-    try:
-        store, _, _ = next(rendezvous("env://", timeout=JOIN_WITHIN))
-        peers = Peers(store, place.rank, place.world_size, os.environ["MASTER_ADDR"], JOIN_WITHIN.total_seconds())
-        store.set("bmn/kind/%d" % place.rank, kind)
-        kinds = [store.get("bmn/kind/%d" % rank).decode() for rank in range(place.world_size)]
-        if len(set(kinds)) == 1:
-            dist.init_process_group(BACKENDS[kind], store=store, rank=place.rank, world_size=place.world_size,
-                                    timeout=EXCHANGE_WITHIN)
-            return store, peers
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError("rank %d of %d could not join the others at %s (MASTER_ADDR, MASTER_PORT): %s"
-                        % (place.rank, place.world_size, address, _first_line(error))) from None
-    raise UserError("the processes disagree about the device (%s): give the same --device to all"
-                    % ", ".join("rank %d: %s" % pair for pair in enumerate(kinds)))
 
 
 # ---- what the rest of the program sees -----------------------------------------------------------------------------
@@ -317,15 +258,12 @@ class Runtime:
         if self._api and self.kind in state:
             self._api.set_rng_state(state[self.kind].cpu(), self.device)
 
-    @contextlib.contextmanager
     def profiler(self, folder):
-        """A context whose object wants one ``step()`` per iteration; rank 0 leaves a trace of a few in ``folder``."""
-        yield _NoTrace()
+        """A context whose object wants one ``step()`` per iteration; rank 0 leaves a trace of a few in ``folder``.
 
-
-class _NoTrace:
-    def step(self):
-        pass
+        Without ``folder``, and on the other ranks, it does nothing.
+        """
+        return profiling.trace(self.kind, folder if self.is_main else "", self.log)
 
 
 def setup(opt):
@@ -343,7 +281,7 @@ def setup(opt):
     device = card(kind, opt["DeviceID"], place)
     if kind != "cpu":
         getattr(torch, kind).set_device(str(device))
-    store, peers = _join(kind, place) if place.world_size > 1 else (None, None)
+    store, peers = join(place, kind, BACKENDS[kind]) if place.world_size > 1 else (None, None)
     runtime = Runtime(kind, device, place, store, peers)
     many = ", %d processes over %s" % (place.world_size, BACKENDS[kind]) if place.world_size > 1 else ""
     runtime.log("device: %s%s%s" % (device, many, " (%s)" % why if why else ""))

@@ -1,10 +1,12 @@
-"""A process that dies takes the whole run down, at once and with a word, instead of leaving the others to wait.
+"""One process among many: finding the others, and ending together.
 
+A process that dies must take the whole run down, at once and with a word, instead of leaving the others to wait.
 Collectives notice a lost process late (on cards after minutes) or in a page of C++. A TCP connection notices at
 once, for the kernel closes it however a process ends. So rank 0 keeps one to every other rank, and a thread that
 does nothing but wait for its end.
 """
 import contextlib
+import datetime
 import multiprocessing
 import os
 import secrets
@@ -14,10 +16,88 @@ import sys
 import threading
 import time
 
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from errors import UserError
+
+MASTER = ("127.0.0.1", "29681")         # where rank 0 is met when nothing in the environment says so
+JOIN_WITHIN = datetime.timedelta(minutes=10)
+EXCHANGE_WITHIN = datetime.timedelta(minutes=30)
 GOODBYE = b"."
 TOKEN_BYTES = 16
 HELLO_SECONDS = 10.0
 GRACE_SECONDS = 5.0
+
+
+class Place:
+    """Which process this is: ``rank`` of ``world_size``, ``local_rank`` on its machine."""
+
+    def __init__(self, opt):
+        """Read the launcher's environment (torchrun, torch.distributed.launch), else the options of the old port.
+
+        Raises:
+            UserError: the numbers are none, or do not fit together.
+        """
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            self.rank, self.world_size = _number("RANK"), _number("WORLD_SIZE")
+            self.local_rank = _number("LOCAL_RANK", opt["local_rank"])
+            if opt["world_size"] not in (1, self.world_size):
+                raise UserError("--world_size %d, but the launcher started %d processes (WORLD_SIZE): leave the option "
+                                "out or make them equal" % (opt["world_size"], self.world_size))
+        elif opt["is_distributed"]:
+            self.world_size = opt["world_size"]
+            self.rank = self.local_rank = opt["local_rank"]
+        elif opt["world_size"] > 1:
+            raise UserError("--world_size %d without --is_distributed 1: add it, or start with torchrun"
+                            % opt["world_size"])
+        else:
+            self.rank, self.local_rank, self.world_size = 0, 0, 1
+        if not 0 <= self.rank < self.world_size:
+            raise UserError("this is rank %d of %d processes: --local_rank (or RANK) must be below --world_size (or "
+                            "WORLD_SIZE)" % (self.rank, self.world_size))
+
+
+def _number(name, default=None):
+    text = os.environ.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError("%s=%s in the environment is not a number: let the launcher set it" % (name, text)) from None
+
+
+def join(place, kind, backend):
+    """Meet the other processes and make the process group.
+
+    Args:
+        place: this process's :class:`Place`.
+        kind: the device it chose; all must have chosen the same.
+        backend: of torch.distributed.
+
+    Returns:
+        (store, peers): the key-value store that all share, and the watch over them.
+
+    Raises:
+        UserError: the others do not come, or chose another device.
+    """
+    os.environ.setdefault("MASTER_ADDR", MASTER[0])
+    os.environ.setdefault("MASTER_PORT", MASTER[1])
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=JOIN_WITHIN))
+        peers = Peers(store, place.rank, place.world_size, os.environ["MASTER_ADDR"], JOIN_WITHIN.total_seconds())
+        store.set("bmn/kind/%d" % place.rank, kind)
+        kinds = [store.get("bmn/kind/%d" % rank).decode() for rank in range(place.world_size)]
+        if len(set(kinds)) == 1:
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size,
+                                    timeout=EXCHANGE_WITHIN)
+            return store, peers
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError("rank %d of %d could not join the others at %s:%s (MASTER_ADDR, MASTER_PORT): %s"
+                        % (place.rank, place.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"],
+                           (str(error) or repr(error)).splitlines()[0])) from None
+    raise UserError("the processes chose different devices (%s): give the same --device to all"
+                    % ", ".join("rank %d %s" % pair for pair in enumerate(kinds)))
 
 
 class Peers:
