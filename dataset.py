@@ -5,7 +5,9 @@ import torch
 import segments
 from annotations import read_videos
 from defaults import with_defaults
+from feature_cache import PackedFeatures
 from features import open_source
+from parallel import processors
 
 
 class VideoDataSet(torch.utils.data.Dataset):
@@ -83,3 +85,15 @@ class Labels:
         reach = 3 * self.gap / 2
         covered = segments.intersection(self.anchor_start, self.anchor_end, position - reach, position + reach)
         return (covered / (self.anchor_end - self.anchor_start)).max(axis=0).astype(np.float32)
+
+
+def default_workers(runtime, features):
+    """Processes that load data for each rank where ``--num_workers`` leaves it to us.
+
+    A video costs 0.2 ms from packed features and 10 ms from text. On a CPU the network takes a hundred times the
+    former and wants every processor for itself; beside a card two processes keep ahead of it.
+    """
+    share = max(processors() // runtime.world_size, 1)
+    if isinstance(features, PackedFeatures):
+        return 0 if runtime.kind == "cpu" else min(2, share)
+    return min(2 if runtime.kind == "cpu" else 8, share)

@@ -120,7 +120,7 @@ def open_datasets(opt, runtime, *subsets):
 
 
 def load(dataset, batches, opt, runtime):
-    workers = opt["num_workers"] if opt["num_workers"] >= 0 else default_workers(runtime)
+    workers = opt["num_workers"] if opt["num_workers"] >= 0 else default_workers(runtime, dataset.features)
     return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")
 
 
