@@ -1,10 +1,10 @@
 """The loops: what they compute, what they count, and that they stop where the loss is not finite."""
-import device
 import numpy as np
 import pytest
 import torch
 
 import amp
+import device
 import engine
 from errors import UserError
 from loaders import load_batches, rank_blocks
