@@ -1,0 +1,53 @@
+"""Real processes on a small data set in the real layout."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SMALL = ("--temporal_scale", "16", "--feat_dim", "8")
+
+
+class Workshop:
+    """A folder with data, where main.py and the tools are run as a user would run them.
+
+    Attributes:
+        folder: the working directory (pathlib.Path), with data/ in the default places.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def run(self, script, *args, **environment):
+        """Run a Python script of the project; returns the finished process with its output as text."""
+        return subprocess.run([sys.executable, os.path.join(ROOT, script)] + [str(arg) for arg in args],
+                              cwd=str(self.folder), env=self.environment(**environment), stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True, timeout=600, check=False)
+
+    def main(self, *args, **environment):
+        """Run main.py on the small configuration; an option given again wins."""
+        return self.run("main.py", "--device", "cpu", *SMALL, "--num_workers", "0", *args, **environment)
+
+    @staticmethod
+    def environment(**more):
+        return dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", **more)
+
+    def text(self, path):
+        return (self.folder / path).read_text()
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory):
+    """A folder with data/ of 40 small videos: 24 for training, 12 for validation. Not to be changed."""
+    workshop = Workshop(tmp_path_factory.mktemp("sample"))
+    made = workshop.run("tools/make_sample_data.py", "--output", "data", "--videos", 40, *SMALL)
+    assert made.returncode == 0, made.stderr
+    return workshop.folder / "data"
+
+
+@pytest.fixture
+def workshop(tmp_path, sample_data):
+    """An empty working directory whose data/ is the shared sample."""
+    (tmp_path / "data").symlink_to(sample_data)
+    return Workshop(tmp_path)
