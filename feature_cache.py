@@ -247,8 +247,8 @@ def _build(place, opt, source, names, packed, log):
                 if len(flaws) == FLAWS:
                     break
         if flaws:
-            raise UserError(flaws[0] + (" (%d files or more are unusable: tools/check_data.py lists them)" % len(flaws)
-                                        if len(flaws) > 1 else ""))
+            raise UserError(flaws[0] + (" (%d%s files are unusable: tools/check_data.py lists them)" % (
+                len(flaws), " or more" if len(flaws) == FLAWS else "") if len(flaws) > 1 else ""))
     log("packed in %.0f seconds, %.2f GB" % (time.time() - began, (start + item * len(stamps)) / 1e9))
 
 

@@ -1,12 +1,114 @@
+import os
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
+import small_data
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dataset
+from annotations import read_annotations
+from dataset import Labels, VideoDataSet, default_workers
+from features import open_features
 
 
-def test_golden(shared, golden):
-    from annotations import read_annotations
-    from dataset import Labels
+def plain_labels(video, size):
+    """The rule for labels, position by position: IoU map, start, end."""
+    seconds = video["feature_frame"] / video["duration_frame"] * video["duration_second"]
+    truth = [[min(max(edge / seconds, 0.0), 1.0) for edge in one["segment"]] for one in video["annotations"]]
+    iou_map, boundaries = np.zeros((size, size)), np.zeros((2, size))
+    for first, last in truth:
+        for s in range(size):
+            for e in range(s, size):
+                inter = max(0.0, min((e + 1) / size, last) - max(s / size, first))
+                union = (e + 1 - s) / size - inter + last - first
+                iou_map[s, e] = max(iou_map[s, e], inter / union)
+        for kind, edge in enumerate((first, last)):
+            for i in range(size):
+                inter = min((i + 0.5) / size, edge + 1.5 / size) - max((i - 0.5) / size, edge - 1.5 / size)
+                boundaries[kind, i] = max(boundaries[kind, i], max(0.0, inter) * size)
+    return iou_map, boundaries[0], boundaries[1]
+
+
+def test_labels_are_the_references_to_the_last_bit(shared, golden):
     want = golden("labels.npz")
-    videos = read_annotations(shared + "/activitynet_annotations/anet_anno_action.json")
+    videos = read_annotations(os.path.join(shared, "activitynet_annotations", "anet_anno_action.json"))
     labels = Labels(100)
-    for i, name in enumerate(want["video"]):
-        for got, key in zip(labels(videos[name]), ("iou_map", "start", "end")):
-            np.testing.assert_array_equal(got, want[key][i])
+    for index, name in enumerate(want["video"]):
+        for got, kind in zip(labels(videos[name]), ("iou_map", "start", "end")):
+            np.testing.assert_array_equal(got, want[kind][index], err_msg="%s of %s" % (kind, name))
+
+
+def test_the_hard_videos_of_activitynet_follow_the_rule(shared):
+    videos = read_annotations(os.path.join(shared, "activitynet_annotations", "anet_anno_action.json"))
+    degenerate = [name for name, video in videos.items()
+                  if any(one["segment"][0] == one["segment"][1] for one in video["annotations"])]
+    crowded = [name for name, video in videos.items() if len(video["annotations"]) == 23]
+    assert (len(degenerate), len(crowded)) == (12, 2)
+    for name in degenerate + crowded:
+        for got, want in zip(Labels(100)(videos[name]), plain_labels(videos[name], 100)):
+            np.testing.assert_allclose(got, want, atol=1e-6, err_msg=name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 24), st.lists(st.tuples(st.floats(-20, 130), st.floats(0, 80)), max_size=5), st.floats(0.4, 1.2))
+def test_labels_follow_the_rule(size, spans, ratio):
+    video = {"duration_second": 100.0, "duration_frame": 1000, "feature_frame": 1000 * ratio,
+             "annotations": [{"segment": [start, start + length]} for start, length in spans]}
+    for got, want in zip(Labels(size)(video), plain_labels(video, size)):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_a_video_without_annotations_has_zero_labels():
+    video = {"duration_second": 9.0, "duration_frame": 270, "feature_frame": 256, "annotations": []}
+    assert [label.shape for label in Labels(20)(video)] == [(20, 20), (20,), (20,)]
+    assert not any(label.any() for label in Labels(20)(video))
+
+
+def test_items(tmp_path):
+    opt = small_data.make(tmp_path)
+    training = VideoDataSet(opt, "train", open_features(opt, ["v_a", "v_b", "v_c"], log=lambda line: None))
+    assert training.video_list == ["v_a", "v_b", "v_c"] and len(training) == 3
+    features, iou_map, start, end = training[1]
+    assert [tensor.shape for tensor in (features, iou_map, start, end)] == [(6, 10), (10, 10), (10,), (10,)]
+    assert {tensor.dtype for tensor in (features, iou_map, start, end)} == {torch.float32}
+    np.testing.assert_array_equal(features, small_data.table("v_b").T.astype(np.float32))
+    for got, want in zip((iou_map, start, end), plain_labels(training.videos["v_b"], 10)):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    index, features = VideoDataSet(dict(opt, mode="inference"), "validation")[1]
+    assert index == 1
+    np.testing.assert_array_equal(features, small_data.table("v_e").T.astype(np.float32))
+
+
+def test_only_the_keys_of_the_reference_and_no_file_written(tmp_path):
+    ours = small_data.make(tmp_path)
+    opt = {"mode": "validation", "temporal_scale": 10, "feat_dim": 6, "feature_path": ours["data_path"] + "/",
+           "video_info": ours["video_info"], "video_anno": ours["video_anno"]}
+    before = sorted(tmp_path.rglob("*"))
+    loader = torch.utils.data.DataLoader(VideoDataSet(opt, subset="validation"), batch_size=1, shuffle=False,
+                                         num_workers=2, drop_last=False)
+    seen = [(int(index), features.shape) for index, features in loader]
+    assert seen == [(0, (1, 6, 10)), (1, (1, 6, 10))]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_skip_missing_leaves_out_what_has_no_features(tmp_path, cache):
+    opt = dict(small_data.make(tmp_path), skip_missing=1, feature_cache=cache)
+    (tmp_path / "features" / "csv_mean_10" / "v_b.csv").unlink()
+    lines = []
+    features = open_features(opt, ["v_a", "v_b", "v_c"], log=lines.append)
+    assert VideoDataSet(opt, "train", features).video_list == ["v_a", "v_c"]
+    assert "1 of 3 videos have no features" in lines[0] and "v_b" in lines[0]
+
+
+@pytest.mark.parametrize("kind,packed,ranks,processors,wanted", [
+    ("cpu", True, 1, 64, 0), ("npu", True, 1, 64, 2), ("npu", True, 8, 8, 1), ("cpu", False, 1, 64, 2),
+    ("npu", False, 8, 64, 8), ("npu", False, 8, 192, 8), ("cuda", False, 1, 2, 2)])
+def test_default_workers(monkeypatch, kind, packed, ranks, processors, wanted):
+    monkeypatch.setattr(dataset, "processors", lambda: processors)
+    features = object.__new__(dataset.PackedFeatures) if packed else None
+    assert default_workers(SimpleNamespace(kind=kind, world_size=ranks), features) == wanted

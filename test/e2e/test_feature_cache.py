@@ -1,0 +1,184 @@
+"""Packing features by real processes: killed, in company, on a full disk, in a folder that is not theirs."""
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import small_data
+
+COUNT, T, C = 240, 20, 400
+NAMES = ["v_%03d" % number for number in range(COUNT)]
+OPEN = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from errors import run_as_program
+from features import open_features
+opt = json.loads(sys.argv[2])
+run_as_program(lambda: print("AT", open_features(opt, ["v_%%03d" %% number for number in range(%d)]).place))
+""" % COUNT
+SLOWLY = """
+import features, time
+read = features.FolderFeatures.read
+features.FolderFeatures.read = lambda *args: time.sleep(0.01) or read(*args)
+"""
+
+
+@pytest.fixture
+def opt(tmp_path):
+    opt = small_data.make(tmp_path, NAMES, (), 2, C)
+    folder = os.path.join(opt["data_path"], "csv_mean_%d" % T)
+    for name in NAMES:
+        small_data.write_csv(os.path.join(folder, name + ".csv"), small_data.table(name, T, C))
+    return dict(opt, temporal_scale=T)
+
+
+def command(root, opt, slowly=False):
+    return [sys.executable, "-c", OPEN.replace("opt =", SLOWLY + "\nopt =", 1) if slowly else OPEN, root,
+            json.dumps(opt)]
+
+
+def start(root, opt, slowly=False, **how):
+    return subprocess.Popen(command(root, opt, slowly), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            universal_newlines=True, **how)
+
+
+def finished(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def packed_path(opt):
+    return os.path.join(opt["data_path"], "csv_mean_%d.float32.packed" % T)
+
+
+def temporaries(opt):
+    return [name for name in os.listdir(opt["data_path"]) if name.endswith(".tmp")]
+
+
+def assert_packed_right(opt, place=None):
+    from feature_cache import PackedFeatures
+    packed = PackedFeatures(place or packed_path(opt), T, C)
+    for name in NAMES:
+        np.testing.assert_array_equal(packed.read(name), small_data.table(name, T, C).T.astype(np.float32))
+
+
+def until(condition, seconds=30):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+def children(pid):
+    with open("/proc/%d/task/%d/children" % (pid, pid)) as handle:
+        return [int(child) for child in handle.read().split()]
+
+
+def alive(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as handle:
+            return handle.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_killed_in_the_middle(root, opt):
+    process = start(root, opt, slowly=True)
+    until(lambda: temporaries(opt) and len(children(process.pid)) > 1)
+    time.sleep(0.3)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    until(lambda: not any(map(alive, workers)), 5)          # its helpers go with it
+    assert not os.path.exists(packed_path(opt)) and temporaries(opt)
+    finished(start(root, opt))
+    assert_packed_right(opt)
+    assert not temporaries(opt)
+
+
+def test_two_at_once(root, opt):
+    first = start(root, opt, slowly=True)
+    until(lambda: temporaries(opt))
+    second = start(root, opt)
+    outputs = [finished(process) for process in (first, second)]
+    assert "waiting for it" in outputs[1]
+    assert [output.count("packing the features") for output in outputs] == [1, 0]
+    assert_packed_right(opt)
+
+
+def test_no_room_anywhere(root, opt):
+    """Files may not grow beyond 1 MB, as on a full disk; the packed ones would be of 8."""
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    process = start(root, opt, preexec_fn=limited)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "trying" in out and "Traceback" not in err
+    assert err.startswith("error: ") and "File too large" in err and "--feature_cache" in err and err.count("\n") == 1
+    assert not os.path.exists(packed_path(opt)) and not temporaries(opt)
+    assert "v_000" in open_without_cache(opt)
+
+
+def open_without_cache(opt):
+    from features import open_features
+    return open_features(dict(opt, feature_cache="off"), NAMES)
+
+
+def as_anybody():
+    """Root may write anywhere; give that up for the program about to start."""
+    if os.getuid() == 0:
+        libc = ctypes.CDLL(None)
+        for capability in (1, 2):           # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            libc.prctl(24, capability)      # PR_CAPBSET_DROP
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses prctl")
+def test_a_data_folder_that_may_only_be_read(root, opt, tmp_path):
+    os.chmod(opt["data_path"], 0o555)
+    try:
+        out = finished(start(root, opt, preexec_fn=as_anybody))
+    finally:
+        os.chmod(opt["data_path"], 0o755)
+    assert "Permission denied, trying %s" % (tmp_path / "output") in out
+    place = out.split("AT ")[1].strip()
+    assert place.startswith(str(tmp_path / "output" / "feature_cache"))
+    assert_packed_right(opt, place)
+
+
+def test_memory_stays_flat(root, tmp_path):
+    """A packed file of 400 MB is read four times over; no more than a window of it ever counts as memory."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("reads /proc/self/status")
+    names = {"v_%04d" % number: [0, 0] for number in range(2500)}
+    header = {"temporal_scale": 100, "feat_dim": 400, "dtype": "float32", "videos": names}
+    with open(str(tmp_path / "big.packed"), "wb") as handle:
+        handle.write(b"BMN packed features, version 1\n" + json.dumps(header).encode() + b"\n")
+        handle.truncate(-(-handle.tell() // 4096) * 4096 + 2500 * 160000)       # zeros that take no room
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from feature_cache import PackedFeatures
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1024
+
+packed = PackedFeatures(sys.argv[2], 100, 400)
+sizes = [resident()]
+for epoch in range(4):
+    for number in range(2500):
+        packed.read("v_%04d" % number)
+        if number % 250 == 0:
+            sizes.append(resident())
+print(max(sizes) - sizes[0], max(sizes[20:]) - max(sizes[:20]))
+"""
+    out = subprocess.check_output([sys.executable, "-c", script, root, str(tmp_path / "big.packed")])
+    growth, later = map(float, out.split())
+    assert growth < 60 and later < 5

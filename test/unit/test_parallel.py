@@ -1,0 +1,53 @@
+import os
+import time
+
+import pytest
+
+import parallel
+from errors import UserError
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_item_once_and_what_is_wrong_with_it(tmp_path, processes):
+    def work(item):
+        (tmp_path / ("%d.%d" % (item, os.getpid()))).touch()
+        if item % 50 == 7:
+            raise UserError("item %d" % item)
+
+    outcomes = list(parallel.share(work, list(range(120)), processes))
+    assert sorted(str(outcome) for outcome in outcomes if outcome) == ["item 107", "item 57", "item 7"]
+    assert len(outcomes) == 120
+    done, by = zip(*(path.name.split(".") for path in tmp_path.iterdir()))
+    assert sorted(map(int, done)) == list(range(120)) and len(set(by)) == processes
+
+
+def test_few_items_need_no_process_of_their_own():
+    seen = []
+    assert list(parallel.share(seen.append, [1, 2, 3])) == [None] * 3 and seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_any_other_error_ends_it_and_says_so(processes):
+    def work(item):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        list(parallel.share(work, list(range(64)), processes))
+
+
+def test_a_process_that_dies_is_told():
+    with pytest.raises(UserError, match="died"):
+        list(parallel.share(lambda item: os._exit(9), list(range(64)), 2))
+
+
+def test_whoever_stops_listening_leaves_no_process_behind(tmp_path):
+    def work(item):
+        time.sleep(0.01)
+        (tmp_path / str(os.getpid())).touch()
+
+    outcomes = parallel.share(work, list(range(1000)), 2)
+    next(outcomes)
+    outcomes.close()
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name), 0)
