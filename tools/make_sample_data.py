@@ -25,6 +25,7 @@ from files import replacing, write_json
 CLASSES = ("Beekeeping", "Bouldering", "Fixing a bicycle", "Fencing", "Juggling clubs", "Making pasta", "Pole vault",
            "Sheep shearing", "Tightrope walking", "Whitewater kayaking")
 SUBSETS = (("training", 0.6), ("validation", 0.3), ("testing", 0.1))
+SIGNAL = 4.0
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -93,7 +94,8 @@ def _soft_step(x, width):
 
 
 def _pattern(seed, key, feat_dim):
-    return _random(seed, "pattern", key).randn(feat_dim)
+    """A direction among the features; seen along it, the noise is SIGNAL times smaller, however many there are."""
+    return _random(seed, "pattern", key).randn(feat_dim) * (SIGNAL / feat_dim ** 0.5)
 
 
 def _random(seed, kind, key):
@@ -142,7 +144,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temporal_scale", type=int, default=100)
     parser.add_argument("--feat_dim", type=int, default=400)
-    parser.add_argument("--noise", type=float, default=1.0, help="standard deviation of the noise")
+    parser.add_argument("--noise", type=float, default=1.0, help="standard deviation of the noise (default: 1)")
     parser.add_argument("--annotations", help="folder of real annotation files to take the videos from")
     args = parser.parse_args()
     if args.videos < 5:

@@ -22,8 +22,8 @@ class Workshop:
     def run(self, script, *args, **environment):
         """Run a Python script of the project; returns the finished process with its output as text."""
         return subprocess.run([sys.executable, os.path.join(ROOT, script)] + [str(arg) for arg in args],
-                              cwd=str(self.folder), env=self.environment(**environment), stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, universal_newlines=True, timeout=600, check=False)
+                              cwd=str(self.folder), env=self.environment(**environment), capture_output=True, text=True,
+                              timeout=600, check=False)
 
     def main(self, *args, **environment):
         """Run main.py on the small configuration; an option given again wins."""

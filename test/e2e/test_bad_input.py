@@ -1,0 +1,114 @@
+"""What users get wrong: one sentence that names it, a status that is not zero, no traceback, nothing half-written."""
+import json
+import os
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def own(workshop):
+    """A workshop whose data/ is a copy of its own, to be spoilt."""
+    source = os.path.realpath(str(workshop.folder / "data"))
+    (workshop.folder / "data").unlink()
+    shutil.copytree(source, str(workshop.folder / "data"))
+    return workshop
+
+
+def refused(process, *words):
+    """The process ended with one sentence that holds all of the words."""
+    assert process.returncode not in (0, None), process.stdout
+    assert "Traceback" not in process.stderr
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, process.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert "epoch 0 [" not in process.stdout and "Epoch: 0" not in process.stdout       # before the first step
+
+
+def features(workshop):
+    """The files of the feature folder, training videos first."""
+    info = workshop.text("data/activitynet_annotations/video_info_new.csv").splitlines()[1:]
+    names = [row.split(",")[0] for row in info if ",training," in row]
+    return [workshop.folder / "data/activitynet_feature_cuhk/csv_mean_16" / (name + ".csv") for name in names]
+
+
+def nothing_written(workshop):
+    """No checkpoint, no result; at most the options and temporary files are excused by no one."""
+    for folder, _, names in os.walk(str(workshop.folder)):
+        for name in names:
+            assert not name.endswith((".tmp", ".pth.tar")) and name not in ("result_proposal.json", "metrics.jsonl"), (
+                os.path.join(folder, name))
+
+
+@pytest.mark.parametrize("option", ["video_anno", "video_info"])
+def test_annotation_file_missing_or_unreadable(own, option):
+    refused(own.main("--" + option, "nowhere.file"), option, "nowhere.file", "does not exist")
+    name = {"video_anno": "anet_anno_action.json", "video_info": "video_info_new.csv"}[option]
+    path = own.folder / "data/activitynet_annotations" / name
+    path.write_bytes(path.read_bytes()[:1000] + b"\xff")
+    refused(own.main(), option, name)
+    nothing_written(own)
+
+
+def test_video_of_the_list_is_not_annotated(own):
+    path = own.folder / "data/activitynet_annotations/anet_anno_action.json"
+    videos = json.loads(path.read_text())
+    gone = features(own)[2].name[:-4]
+    del videos[gone]
+    path.write_text(json.dumps(videos))
+    refused(own.main(), "video_anno", "lacks 1 of the 24", gone)
+
+
+def test_missing_features_are_counted_and_named_before_the_first_step(own):
+    paths = features(own)
+    for path in paths[3:8]:
+        path.unlink()
+    refused(own.main(), "5 of", paths[3].name[:-4], "--skip_missing", "csv_mean_16")
+    nothing_written(own)
+    process = own.main("--skip_missing", "--train_epochs", 1)
+    assert process.returncode == 0 and "5" in process.stdout, process.stderr
+    assert "train subset video numbers: 19" in process.stdout
+    shutil.rmtree(str(own.folder / "data/activitynet_feature_cuhk"))
+    refused(own.main(), "activitynet_feature_cuhk")
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("spoil,words", [
+    (lambda text: text.rsplit("\n", 4)[0] + "\n", ["13 rows"]),
+    (lambda text: "\n".join(line.rsplit(",", 1)[0] for line in text.splitlines()) + "\n", ["7", "8", "feat_dim"]),
+    (lambda text: text.replace(",", ",abc", 12), []), (lambda text: text[:-20] + "nan\n", []), (lambda text: "", [])])
+def test_spoilt_feature_file_is_named(own, spoil, words, cache):
+    path = features(own)[5]
+    path.write_text(spoil(path.read_text()))
+    refused(own.main("--feature_cache", cache), path.name, *words)
+    nothing_written(own)
+
+
+def test_options(own):
+    refused(own.main("--bach_size", 4), "--bach_size", "--batch_size")
+    refused(own.main("--mode", "evaluate"), "--mode", "evaluate")
+    refused(own.main("--batch_size", 64), "--batch_size 64", "24")
+    nothing_written(own)
+
+
+def test_subset_without_videos(own):
+    path = own.folder / "data/activitynet_annotations/video_info_new.csv"
+    path.write_text(path.read_text().replace(",validation,", ",testing,"))
+    refused(own.main(), "video_info", "validation")
+
+
+def test_checkpoint_of_another_configuration(own):
+    assert own.main("--train_epochs", 1, "--num_sample", 8).returncode == 0
+    refused(own.main("--mode", "inference"), "BMN_best.pth.tar", "--num_sample")
+    refused(own.main("--mode", "inference", "--pth_path", "nowhere.pth.tar"), "nowhere.pth.tar")
+    refused(own.main("--mode", "inference", "--num_sample", 8, "--num_sample_perbin", 2), "--num_sample_perbin")
+    assert not (own.folder / "output/result_proposal.json").exists()
+
+
+def test_unwritable_output(own):
+    (own.folder / "occupied").write_text("a file, no folder")
+    refused(own.main("--checkpoint_path", "occupied/here"), "occupied/here")
+    refused(own.main("--mode", "full", "--result_file", "occupied/result.json"), "occupied/result.json")
+    refused(own.main("--mode", "full", "--save_fig_path", "occupied/figure.jpg"), "occupied/figure.jpg")
+    nothing_written(own)
