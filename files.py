@@ -8,10 +8,11 @@ from errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, durable=True):
     """Give a temporary path beside ``path``; when the block succeeds it becomes ``path`` in one step.
 
-    A reader, or a process killed at any moment, sees the old file or the new one, whole.
+    A reader, or a process killed at any moment, sees the old file or the new one, whole; with ``durable`` also after
+    a power cut, for which the disk is waited for (not for thousands of small files).
 
     Raises:
         UserError: the folder cannot be made or written to, or the disk is full.
@@ -25,9 +26,11 @@ def replacing(path):
         os.close(handle)
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())      # mkstemp makes it private, a result file is for everybody
-        _flush_to_disk(temporary)
+        if durable:
+            _flush_to_disk(temporary)
         os.replace(temporary, path)
-        _flush_to_disk(os.path.dirname(path))       # the rename itself must survive a power cut
+        if durable:
+            _flush_to_disk(os.path.dirname(path))   # the rename itself must survive a power cut
     except OSError as error:
         raise UserError("cannot write %s (%s): give a path that can be written, with room on its disk"
                         % (path, error.strerror or error)) from error

@@ -1,7 +1,6 @@
-"""From the network's maps to scored proposals, by the soft-NMS rule of the reference, exactly, and the result file."""
-import concurrent.futures
+"""From scored pairs to the best proposals by the soft-NMS rule of the reference, exactly, and the result file."""
+import functools
 import json
-import multiprocessing
 import os
 
 import numpy as np
@@ -10,130 +9,139 @@ from annotations import read_videos, video_id
 from defaults import with_defaults
 from errors import UserError
 from files import replacing
+from score_tables import FOLDER, decode, pairs, process_pool, read_table
 from segments import iou, proposal_seconds
 
-COLUMNS = ("xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score")   # the file format's spelling
-CSV_FOLDER = "./output/BMN_results"
 KEPT = 101              # soft-NMS stops here,
 WRITTEN = 100           # and the result file takes these
 
 
-def pairs(temporal_scale):
-    """Every pair of positions s < e, by s then e: two index arrays [T(T-1)/2]; the segment is [s/T, e/T]."""
-    return np.triu_indices(temporal_scale, 1)
-
-
-def decode(confidence_map, start, end):
-    """Score of every pair s < e: start[s] * end[e] * classification * regression, float32 products in this order.
+def proposals(confidence_map, start, end, opt):
+    """Best proposals of each video of a batch.
 
     Args:
         confidence_map: float32 [B, 2, T, T], channel 0 regression, 1 classification, at [start, end - 1].
         start, end: float32 [B, T].
+        opt: dict with soft_nms_alpha, soft_nms_low_thres, soft_nms_high_thres.
 
     Returns:
-        float32 [B, T(T-1)/2], in the order of :func:`pairs`.
+        list of B float64 arrays [n <= 100, 3]: score, xmin, xmax (fractions of the video), best first. The same for a
+        video in whatever batch it comes.
+
+    Raises:
+        UserError: a score is not a finite number.
     """
-    s, e = pairs(start.shape[1])
-    return start[:, s] * end[:, e] * confidence_map[:, 1, s, e - 1] * confidence_map[:, 0, s, e - 1]
-
-
-def score_table(confidence_map, start, end):
-    """The table of one video, as its CSV file holds it: float64 [T(T-1)/2, 7], columns as COLUMNS.
-
-    Args:
-        confidence_map: float32 [2, T, T]. start, end: float32 [T].
-    """
-    scale = len(start)
-    s, e = pairs(scale)
-    columns = (s / scale, e / scale, start[s], end[e], confidence_map[1, s, e - 1], confidence_map[0, s, e - 1],
-               decode(confidence_map[None], start[None], end[None])[0])
-    return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
+    score = decode(confidence_map, start, end)
+    if not np.isfinite(score).all():
+        raise UserError("the network gives scores that are not finite: its checkpoint (--pth_path) is broken, use "
+                        "another one")
+    return grid_soft_nms(score, start.shape[1], opt)
 
 
 def soft_nms(xmin, xmax, score, opt):
-    """Best proposals of one video after soft-NMS: float64 [n <= 100, 3] (score, xmin, xmax), best first.
+    """The rule for one table of any segments, step by step.
 
     Args:
-        xmin, xmax, score: [n].
-        opt: dict with soft_nms_alpha, soft_nms_low_thres, soft_nms_high_thres.
-    """
-    order = np.argsort(-score, kind="stable")
-    xmin, xmax, score = xmin[order], xmax[order], score[order].astype(np.float64)
-    if len(score) == 1:
-        return np.stack([score, xmin, xmax], axis=1)
-    current, kept = score.copy(), []
-    for _ in range(min(KEPT, len(score) - 1)):
-        best = int(current.argmax())
-        kept.append((current[best], xmin[best], xmax[best]))
-        overlap = iou(xmin, xmax, xmin[best], xmax[best])
-        limit = opt["soft_nms_low_thres"] + (opt["soft_nms_high_thres"] - opt["soft_nms_low_thres"]) * (
-            xmax[best] - xmin[best])
-        hit = overlap > limit
-        current[hit] *= np.exp(-np.square(overlap[hit]) / opt["soft_nms_alpha"])
-        current[best] = -1
-    return np.array(kept[:WRITTEN])
-
-
-def proposals(confidence_map, start, end, opt):
-    """Best proposals of each video of a batch after soft-NMS.
-
-    Args:
-        confidence_map: float32 [B, 2, T, T]. start, end: float32 [B, T].
+        xmin, xmax, score: [rows], one row at least.
         opt: dict with the soft_nms options.
 
     Returns:
-        list of B float64 arrays [n <= 100, 3]: score, xmin, xmax (fractions of the video), best first.
+        float64 [n <= 100, 3]: score, xmin, xmax, best first.
     """
-    scale = start.shape[1]
-    s, e = pairs(scale)
-    return [soft_nms(s / scale, e / scale, score, opt) for score in decode(confidence_map, start, end)]
+    order = np.argsort(-score, kind="stable")       # so that argmax finds the first of equals in this order
+    xmin, xmax, score = xmin[order], xmax[order], score[order].astype(np.float64)
+    if len(score) == 1:
+        return np.stack([score, xmin, xmax], axis=1)
+    kept = []
+    while len(score) > 1 and len(kept) < KEPT:      # the last candidate that remains is dropped
+        best = int(score.argmax())
+        kept.append((score[best], xmin[best], xmax[best]))
+        weaker, factor = _suppression(xmin, xmax, best, *_rule(opt))
+        score[weaker] *= factor
+        xmin, xmax, score = np.delete(xmin, best), np.delete(xmax, best), np.delete(score, best)
+    kept = np.array(kept)
+    return kept[np.argsort(-kept[:, 0], kind="stable")[:WRITTEN]]
+
+
+def grid_soft_nms(score, temporal_scale, opt):
+    """The rule for a batch of videos whose rows are the :func:`pairs` of T positions.
+
+    Which pairs a kept one suppresses, and how much, depends on the pair alone: this is looked up, not computed. The
+    rows stay in the order of the table, so argmax breaks ties by row; the rule breaks them by the score before
+    suppression. Where a tie was met (it is always noticed: see below) the video goes through :func:`soft_nms`.
+
+    Args:
+        score: finite [B, T(T-1)/2].
+
+    Returns:
+        list of B float64 arrays [n <= 100, 3], as :func:`proposals`.
+    """
+    batch, rows = score.shape
+    xmin, xmax = pairs(temporal_scale)[2:]
+    if rows == 1:
+        return [soft_nms(xmin, xmax, its_score, opt) for its_score in score]
+    look_up = functools.partial(_grid_suppression, temporal_scale, *_rule(opt))
+    current = np.array(score, np.float64, order="C")
+    flat, base = current.reshape(-1), np.arange(batch) * rows
+    steps = min(KEPT, rows - 1)
+    kept, kept_score = np.empty((steps, batch), int), np.empty((steps + 1, batch))
+    tied = (current < 0).any(axis=1)                                    # not a network's: -1 marks what is taken
+    for step in range(steps):
+        best = current.argmax(axis=1)                                   # [B]
+        highest = flat[base + best]
+        kept[step], kept_score[step] = best, highest
+        flat[base + best] = -1
+        weaker, factors = zip(*map(look_up, best.tolist()))
+        video = np.repeat(np.arange(batch), [len(one) for one in weaker])
+        weaker = np.concatenate(weaker) + base[video]
+        suppressed = flat[weaker]
+        tied[video[suppressed == highest[video]]] = True                # an equal, suppressed before its turn
+        flat[weaker] = suppressed * np.concatenate(factors)
+        flat[kept[:step + 1] + base] = -1                               # a factor may be 0
+    kept_score[steps] = current.max(axis=1)
+    tied |= (kept_score[1:] == kept_score[:-1]).any(axis=0)             # an equal, whose turn is next
+    return [soft_nms(xmin, xmax, score[video], opt) if tied[video] else
+            np.stack([kept_score[:-1, video], xmin[kept[:, video]], xmax[kept[:, video]]], axis=1)[:WRITTEN]
+            for video in range(batch)]
+
+
+def _rule(opt):
+    return opt["soft_nms_alpha"], opt["soft_nms_low_thres"], opt["soft_nms_high_thres"]
+
+
+def _suppression(xmin, xmax, best, alpha, low, high):
+    """Rows that row ``best`` suppresses, itself among them where it is, and the factors of their scores."""
+    overlap = iou(xmin, xmax, xmin[best], xmax[best])
+    weaker = np.flatnonzero(overlap > low + (high - low) * (xmax[best] - xmin[best]))
+    return weaker, np.exp(-np.square(overlap[weaker]) / alpha)
+
+
+@functools.lru_cache(maxsize=1 << 13)       # all pairs of 100 positions: 25 MB
+def _grid_suppression(temporal_scale, alpha, low, high, best):
+    return _suppression(*pairs(temporal_scale)[2:], best, alpha, low, high)
 
 
 def write_result(path, videos, proposals_of):
-    """Write the result file, ordered as ``videos``.
+    """Write the result file, in the order of ``videos``, whole or not at all.
 
     Args:
-        path: the file, appears whole or not at all.
+        path: the file.
         videos: {name: annotation entry}, for the durations.
-        proposals_of: {name: float64 [n, 3]} (score, xmin, xmax).
+        proposals_of: {name: float64 [n, 3]} (score, xmin, xmax as fractions).
 
     Raises:
         UserError: the file cannot be written.
     """
-    results = {}
-    for name, video in videos.items():
-        score, xmin, xmax = proposals_of[name].T
-        seconds = proposal_seconds(video)
-        rows = zip(score.tolist(), (np.maximum(xmin, 0) * seconds).tolist(), (np.minimum(xmax, 1) * seconds).tolist())
-        results[video_id(name)] = [{"score": its_score, "segment": [first, last]} for its_score, first, last in rows]
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(json.dumps({"version": "VERSION 1.3", "results": results, "external_data": {}}))
-
-
-def read_csv(name, folder=CSV_FOLDER):
-    """The columns xmin, xmax and score of a video's table: three float64 arrays [n].
-
-    Raises:
-        UserError: the file is missing, unreadable, empty, or holds something else.
-    """
-    import pandas
-    path = os.path.join(folder, name + ".csv")
-    try:
-        table = pandas.read_csv(path, usecols=["xmin", "xmax", "score"], dtype=np.float64, float_precision="round_trip")
-    except FileNotFoundError:
-        raise UserError("%s does not exist: run inference with --save_csv 1 first" % path) from None
-    except (OSError, ValueError) as error:
-        raise UserError("%s is not a table of proposals (%s): run inference with --save_csv 1 again"
-                        % (path, " ".join(str(error).split()))) from None
-    columns = [table[column].to_numpy() for column in ("xmin", "xmax", "score")]
-    if not len(table) or not np.isfinite(columns).all():
-        raise UserError("%s %s: run inference with --save_csv 1 again"
-                        % (path, "holds a value that is not a number" if len(table) else "has no rows"))
-    return columns
-
-
-def _proposals_of_files(names, opt):
-    return {name: soft_nms(*read_csv(name), opt) for name in names}
+        handle.write('{"version": "VERSION 1.3", "results": {')
+        for index, (name, video) in enumerate(videos.items()):          # one by one: 4,728 videos are half a million
+            score, xmin, xmax = proposals_of[name].T                    # small dicts, too many to hold and to collect
+            seconds = proposal_seconds(video)
+            first, last = np.maximum(xmin, 0) * seconds, np.minimum(xmax, 1) * seconds
+            rows = [{"score": one, "segment": segment}
+                    for one, segment in zip(score.tolist(), np.stack([first, last], axis=1).tolist())]
+            handle.write("%s%s: %s" % (", " if index else "", json.dumps(video_id(name)), json.dumps(rows)))
+        handle.write('}, "external_data": {}}')
 
 
 def BMN_post_processing(opt):
@@ -149,10 +157,10 @@ def BMN_post_processing(opt):
     videos = read_videos(opt, "validation")
     names = list(videos)
     workers = min(opt["post_process_thread"], len(names))
-    parts = [names[i::workers] for i in range(workers)]
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    merged = {}
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        for part in pool.map(_proposals_of_files, parts, [opt] * workers):
-            merged.update(part)
-    write_result(opt["result_file"], videos, merged)
+    with process_pool(workers) as pool:
+        kept = pool.map(functools.partial(_proposals_of_table, opt=opt), names, chunksize=8)
+        write_result(opt["result_file"], videos, dict(zip(names, kept)))
+
+
+def _proposals_of_table(name, opt):
+    return soft_nms(*read_table(os.path.join(FOLDER, name + ".csv")), opt)

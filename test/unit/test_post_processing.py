@@ -6,6 +6,7 @@ import numpy as np
 from formulas import smooth
 
 import post_processing
+import score_tables
 from defaults import DEFAULTS
 
 
@@ -17,7 +18,7 @@ def golden_maps():
 
 def test_table_is_the_references(golden):
     confidence_map, start, end = golden_maps()
-    table = post_processing.score_table(confidence_map[0], start[0], end[0])
+    table = score_tables.score_table(confidence_map[0], start[0], end[0])
     np.testing.assert_array_equal(table, golden("proposals.npz")["first_table"])
 
 
