@@ -18,12 +18,13 @@ def share(work, items, processes=None):
     """Call ``work(item)`` for every item, in several processes, in no order.
 
     Args:
-        work: any function that keeps its results elsewhere (in a file); a closure is welcome, for it is forked.
+        work: any function of an item, of small results; a closure is welcome, for it is forked.
         items: list.
         processes: how many; None is one for each processor.
 
     Yields:
-        for each item None, or the UserError that ``work`` raised. Any other exception ends it all and is raised here.
+        for each item what ``work`` returned, or the UserError that it raised. Any other exception ends it all and is
+        raised here.
     """
     processes = min(processes or processors(), 1 + len(items) // FEW)
     if processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
@@ -56,20 +57,19 @@ def _received(ends):
             except EOFError:
                 raise UserError("a process that read the features died, perhaps for lack of memory: run it again with "
                                 "more memory") from None
-            if outcome == "done":
+            if outcome is None:
                 ends.remove(end)
-            elif outcome is None or isinstance(outcome, UserError):
-                yield outcome
-            else:
+            elif isinstance(outcome, Exception):
                 raise outcome
+            else:
+                yield outcome[0]
 
 
 def _outcome(work, item):
     try:
-        work(item)
+        return work(item)
     except UserError as error:
         return error
-    return None
 
 
 def _child(work, items, end, parent):
@@ -79,7 +79,7 @@ def _child(work, items, end, parent):
         for item in items:
             if os.getppid() != parent:      # killed: nobody waits for this any more
                 return
-            end.send(_outcome(work, item))
-        end.send("done")
+            end.send((_outcome(work, item),))
+        end.send(None)
     except Exception as error:
         end.send(error)

@@ -1,0 +1,195 @@
+"""Rescale raw snippet features of any length to T positions: from <input>/<video>.csv to <output>/csv_mean_<T>/.
+
+    python3 tools/prepare_features.py --input raw --output data/my_features --video_anno anno.json
+
+A raw file has a row for each snippet of --snippet_frames frames, in order. Two ways (--method):
+    snippet   as the published csv_mean_100 were made: snippets stand at their centres in seconds, three samples of
+              each of the T bins are interpolated linearly and averaged; a bin that no snippet reaches is zero.
+    linear    T positions at equal distances from the first snippet to the last; needs no annotations.
+With --write_anno FILE the annotations are written again, with the feature_frame that belongs to these features.
+"""
+import argparse
+import os
+import sys
+
+import numpy as np
+from scipy.interpolate import interp1d
+from tqdm import tqdm
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import parallel
+from annotations import read_annotations
+from errors import UserError, run_as_program
+from feature_files import few
+from features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
+from files import check_writable, replacing, write_json
+
+SAMPLES = 3             # of a bin
+MARGIN = 0.0001         # seconds: samples stay this far inside the outermost snippet centres
+
+
+def rescale_snippets(raw, duration_frame, duration_second, temporal_scale, snippet_frames=16):
+    """T rows from raw snippets, by the rule of the published csv_mean_100, to the last bit.
+
+    Args:
+        raw: [snippets, C], one every ``snippet_frames`` frames.
+        duration_frame, duration_second: length of the video in frames and in seconds.
+        temporal_scale: T.
+
+    Returns:
+        float64 [T, C].
+    """
+    raw = np.asarray(raw, np.float64)
+    if len(raw) == 1:
+        return np.repeat(raw, temporal_scale, axis=0)
+    # Whether a bin is reached is at times a tie, so the order of these operations matters.
+    covered = float(len(raw) * snippet_frames) / duration_frame * duration_second
+    step = snippet_frames / (float(duration_frame) / duration_second)
+    centre = step / 2 + np.arange(len(raw)) * step
+    bins = np.arange(temporal_scale)
+    first = np.maximum(centre[0] + MARGIN, 1.0 / temporal_scale * bins * covered)
+    last = np.minimum(centre[-1] - MARGIN, 1.0 / temporal_scale * (bins + 1) * covered)
+    reached = (last >= centre[0]) & (first <= centre[-1])
+    samples = first[:, None] + ((last - first) / (SAMPLES - 1))[:, None] * np.arange(SAMPLES)
+    samples = np.clip(samples[reached], centre[0], centre[-1])                          # [reached, 3]
+    rescaled = np.zeros((temporal_scale, raw.shape[1]))
+    rescaled[reached] = interp1d(centre, raw, axis=0)(samples).mean(axis=1)
+    return rescaled
+
+
+def rescale_linearly(raw, temporal_scale):
+    """T rows at equal distances from the first row of ``raw`` [snippets, C] to its last: float64 [T, C]."""
+    raw = np.asarray(raw, np.float64)
+    if len(raw) == 1:
+        return np.repeat(raw, temporal_scale, axis=0)
+    return interp1d(np.arange(len(raw)), raw, axis=0)(np.linspace(0, len(raw) - 1, temporal_scale))
+
+
+def open_raw(path):
+    """Raw features: a folder of one file for each video, or an HDF5 file.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if not os.path.exists(path):
+        raise UserError("--input %s does not exist: give the folder or the HDF5 file of the raw features" % path)
+    if os.path.isdir(path):
+        return FolderFeatures(path, 0, 0)
+    if path.endswith(HDF5_EXTENSIONS):
+        return Hdf5Features(path, 0, 0)
+    raise UserError("--input %s is neither a folder nor an HDF5 file (%s)" % (path, " or ".join(HDF5_EXTENSIONS)))
+
+
+def read_raw(source, name, feat_dim):
+    """[snippets, C] of a video; in an array file the axis of length ``feat_dim`` (0: the second) is C.
+
+    Raises:
+        UserError: no such file, no axis of that length, or a number that is not finite.
+    """
+    table, rows_are_time = source.table(name)
+    rows, columns = table.shape
+    where = "raw features of %s in %s" % (name, source.place)
+    if feat_dim and feat_dim not in (table.shape[1:] if rows_are_time else table.shape):
+        raise UserError("%s have %d rows and %d columns, but --feat_dim is %d: give another --feat_dim, or extract "
+                        "this video as the others were" % (where, rows, columns, feat_dim))
+    if rows == columns == feat_dim and not rows_are_time:
+        raise UserError("%s have as many snippets as features (%d), which of them is time cannot be told: store them "
+                        "as CSV, a row for each snippet" % (where, rows))
+    if feat_dim and columns != feat_dim:
+        table = table.T
+    if not len(table) or not np.isfinite(table).all():
+        raise UserError("%s are empty or hold a number that is not finite: extract this video again" % where)
+    return table
+
+
+def write_features(path, features):
+    """One feature file in the published form: a header line f0,f1,... and a row of numbers for each position."""
+    line = ",".join(["%.12g"] * features.shape[1]) + "\n"
+    with replacing(path) as temporary, open(temporary, "w") as handle:
+        handle.write(",".join("f%d" % channel for channel in range(features.shape[1])) + "\n")
+        handle.writelines(line % tuple(row) for row in features.tolist())
+
+
+def read_durations(path, names):
+    """{name: annotation entry} with usable durations, of all annotated videos; ``names`` must be among them.
+
+    Raises:
+        UserError: an unannotated video or a duration that is no number above 0.
+    """
+    videos = read_annotations(path)
+    absent = [name for name in names if name not in videos]
+    if absent:
+        raise UserError("--video_anno %s lacks %d of %d videos that have raw features (%s): annotate them, at least "
+                        "with duration_second and duration_frame, or give --method linear"
+                        % (path, len(absent), len(names), few(absent)))
+    for name in names:
+        for key in ("duration_second", "duration_frame"):
+            value = videos[name].get(key)
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise UserError("--video_anno %s: video %s has %s = %r, a number above 0 is needed"
+                                % (path, name, key, value))
+    return videos
+
+
+def prepare(source, args):
+    """Write the rescaled features of every raw video; returns {name: number of snippets}."""
+    names = sorted(source.names())
+    if not names:
+        raise UserError("--input %s holds no features: files <video>.csv, .npy or .npz are looked for" % source.place)
+    videos = read_durations(args.video_anno, names) if args.video_anno else {}
+    feat_dim = args.feat_dim or read_raw(source, names[0], 0).shape[1]
+    folder = os.path.join(args.output, "csv_mean_%d" % args.temporal_scale)
+
+    def work(name):
+        raw = read_raw(source, name, feat_dim)
+        if args.method == "linear":
+            features = rescale_linearly(raw, args.temporal_scale)
+        else:
+            features = rescale_snippets(raw, videos[name]["duration_frame"], videos[name]["duration_second"],
+                                        args.temporal_scale, args.snippet_frames)
+        write_features(os.path.join(folder, name + ".csv"), features)
+        return name, len(raw)
+
+    snippets, flaws = {}, []
+    for outcome in tqdm(parallel.share(work, names), "rescaling", len(names), unit="video", disable=None):
+        if isinstance(outcome, UserError):
+            flaws.append(str(outcome))
+        else:
+            snippets[outcome[0]] = outcome[1]
+    if flaws:
+        raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
+    print("%d videos rescaled to T = %d, C = %d in %s" % (len(names), args.temporal_scale, feat_dim, folder))
+    without = [name for name in videos if name not in snippets]
+    if without:
+        print("%d annotated videos have no raw features (%s)" % (len(without), few(without)))
+    return snippets
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--input", required=True, help="folder of raw feature files, or an HDF5 file")
+    parser.add_argument("--output", required=True, help="data folder, the --data_path of main.py")
+    parser.add_argument("--video_anno", help="annotation file with duration_second and duration_frame of the videos")
+    parser.add_argument("--method", choices=("snippet", "linear"), default="snippet")
+    parser.add_argument("--temporal_scale", type=int, default=100, help="T (default: %(default)s)")
+    parser.add_argument("--snippet_frames", type=int, default=16, help="frames of a snippet (default: %(default)s)")
+    parser.add_argument("--feat_dim", type=int, default=0, help="C, where it cannot be told (default: from the data)")
+    parser.add_argument("--write_anno", help="write the annotations with the right feature_frame to this file")
+    args = parser.parse_args()
+    if not args.video_anno and (args.method == "snippet" or args.write_anno):
+        raise UserError("--method snippet and --write_anno need --video_anno: the durations of the videos")
+    if args.temporal_scale < 2 or args.snippet_frames < 1:
+        raise UserError("--temporal_scale %d and --snippet_frames %d: at least 2 and 1 are needed"
+                        % (args.temporal_scale, args.snippet_frames))
+    if args.write_anno:
+        check_writable(args.write_anno)
+    snippets = prepare(open_raw(args.input), args)
+    if args.write_anno:
+        videos = read_annotations(args.video_anno)
+        for name, count in snippets.items():
+            videos[name]["feature_frame"] = count * args.snippet_frames
+        write_json(args.write_anno, videos)
+
+
+if __name__ == "__main__":
+    run_as_program(main)
