@@ -49,18 +49,20 @@ class Precision:
             self._autocast, self._how = _autocast_on_cpu, "bfloat16 autocast"
 
     def _choose_on_card(self):
-        apex, problem = find_apex()
-        scaling = "dynamic loss scale" if self._scale is None else "loss scale %g" % self._scale
         native = _native(self._kind)
-        if self.opt_level == "O2" or native is None or (self._kind == "npu" and apex and TORCH < APEX_BEFORE):
-            if apex is None:
-                raise UserError("--opt_level %s needs apex here, and %s: install %s, or give --opt_level %s"
-                                % (self.opt_level, problem, "Ascend's apex" if self._kind == "npu" else "NVIDIA's apex",
-                                   "O0" if native is None else "O1"))
+        wants_apex = self.opt_level == "O2" or native is None or (self._kind == "npu" and TORCH < APEX_BEFORE)
+        apex, problem = find_apex() if wants_apex else (None, None)
+        scaling = "dynamic loss scale" if self._scale is None else "loss scale %g" % self._scale
+        if apex:
             self._apex, self._how = apex, "apex %s, %s" % (self.opt_level, scaling)
-        else:
+        elif native and self.opt_level == "O1":
             self._autocast, scaler = native
-            self._scaler, self._how = _make_scaler(scaler, self._kind, self._scale), "float16 autocast, " + scaling
+            self._scaler = _make_scaler(scaler, self._kind, self._scale)
+            self._how = "float16 autocast, %s%s" % (scaling, ", for %s" % problem if problem else "")
+        else:
+            raise UserError("--opt_level %s needs %s apex here, but %s: install that, or give --opt_level %s"
+                            % (self.opt_level, "Ascend's" if self._kind == "npu" else "NVIDIA's", problem,
+                               "O1" if native else "O0"))
 
     def describe(self):
         """One line for the log."""
@@ -185,17 +187,16 @@ def bfloat16_problem(cpuinfo="/proc/cpuinfo"):
 def find_apex():
     """(apex.amp, None), or (None, why not, as the middle of a sentence)."""
     try:
-        import apex
+        import apex  # noqa: F401
     except ImportError:
-        return None, "it is not installed"
+        return None, "apex is not installed"
     except Exception as error:
-        return None, "it cannot be imported (%s)" % str(error).splitlines()[0]
+        return None, "apex cannot be imported (%s)" % (str(error) or repr(error)).splitlines()[0]
     try:
         from apex import amp
         return amp, None
     except ImportError:
-        return None, ("the package 'apex' in %s is not the one for mixed precision (PyPI's is another program of that "
-                      "name)" % getattr(apex, "__file__", "this environment"))
+        return None, "the installed package 'apex' is another program of that name (PyPI's), without apex.amp"
 
 
 def _exact_float32(kind):
