@@ -1,0 +1,104 @@
+"""Look at the annotations and read every feature file, before a day of training depends on them.
+
+    python3 tools/check_data.py --data_path data/activitynet_feature_cuhk
+
+takes main.py's options. What would stop a run is listed in full and makes the exit status 1; what is merely odd is
+counted. Nothing is written.
+"""
+import os
+import signal
+import sys
+from collections import Counter
+
+from tqdm import tqdm
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import parallel
+import segments
+from annotations import read_video_list, read_videos
+from errors import UserError, run_as_program
+from feature_files import few
+from features import UNPACK, open_source
+from opts import parse_opt
+
+NEEDED = ("train", "validation")        # subsets of a full run
+
+
+def check_annotations(opt):
+    """Print what the two annotation files hold; returns {name: entry} of the needed videos."""
+    listed = read_video_list(opt["video_info"])
+    counts = Counter(subset for _, subset in listed)
+    print("%s: %d videos (%s)" % (opt["video_info"], len(listed),
+                                  ", ".join("%s %d" % row for row in sorted(counts.items()))))
+    repeated = [name for name, count in Counter(name for name, _ in listed).items() if count > 1]
+    if repeated:
+        print("  odd: %d videos are listed more than once (%s)" % (len(repeated), few(repeated)))
+    videos = {}
+    for subset in NEEDED:
+        videos.update(read_videos(opt, subset))
+    actions = [(name, video, one) for name, video in videos.items() for one in video["annotations"]]
+    print("%s: %d actions of %d classes in the %d videos of train and validation"
+          % (opt["video_anno"], len(actions), len({one.get("label") for _, _, one in actions}), len(videos)))
+    for what, names in odd_annotations(videos, actions):
+        if names:
+            print("  odd: %d %s (%s)" % (len(names), what, few(names)))
+    return videos
+
+
+def odd_annotations(videos, actions):
+    """[(what is odd, names of the videos)]: nothing here stops a run, all of it may be a mistake."""
+    def named(holds):
+        return [name for name, video, one in actions if holds(video, *one["segment"])]
+
+    def share(video):
+        return float(video["feature_frame"]) / video["duration_frame"]
+
+    return [
+        ("videos have no action", [name for name, video in videos.items() if not video["annotations"]]),
+        ("actions have no length", named(lambda video, start, end: start == end)),
+        ("actions end before they start", named(lambda video, start, end: start > end)),
+        ("actions begin after the end of their features, or end before 0",
+         named(lambda video, start, end: start >= segments.annotated_seconds(video) or end < 0)),
+        ("actions end more than a second after their video",
+         named(lambda video, start, end: end > video["duration_second"] + 1)),
+        ("actions have no label", [name for name, _, one in actions if not one.get("label")]),
+        ("videos have features for less than 90 % or more than 110 % of their frames",
+         [name for name, video in videos.items() if not 0.9 <= share(video) <= 1.1]),
+    ]
+
+
+def check_features(opt, names):
+    """Read the features of ``names``; prints and returns everything that is wrong with them."""
+    source = open_source(opt)
+    missing = [name for name in names if name not in source]
+    there = [name for name in names if name in source]
+    print("%s: features of %d of %d videos" % (source.place, len(there), len(names)))
+
+    def work(name):
+        source.read(name)
+
+    found = tqdm(parallel.share(work, there), "reading features", len(there), unit="video", disable=None, leave=False)
+    problems = sorted(str(outcome) for outcome in found if isinstance(outcome, UserError))
+    problems += ["video %s has no features in %s" % (name, source.place) for name in missing]
+    for problem in problems:
+        print("  " + problem)
+    if missing:
+        print("  the published archive is unpacked by: " + UNPACK)
+    return problems
+
+
+def main():
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` is a natural way to look at a long list
+    opt = vars(parse_opt())
+    videos = check_annotations(opt)
+    problems = check_features(opt, list(videos))
+    if problems:
+        raise UserError("%d of %d videos cannot be used: mend or fetch their feature files, or leave those without any "
+                        "out with --skip_missing" % (len(problems), len(videos)))
+    print("all %d videos of train and validation can be used: T = %d, C = %d"
+          % (len(videos), opt["temporal_scale"], opt["feat_dim"]))
+
+
+if __name__ == "__main__":
+    run_as_program(main)
