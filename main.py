@@ -6,6 +6,7 @@ new proposals   python3 main.py --mode inference --data_path DIR --pth_path chec
 detection       python3 main.py --mode detection --classification_file FILE
 """
 import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
+import contextlib
 import json
 import os
 import sys
@@ -27,10 +28,10 @@ from loaders import TrainingBatches, load_batches, rank_blocks
 from loss_function import get_mask
 from models import BMN
 from opts import parse_opt
+from score_tables import FOLDER, CsvExport
 
 LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss: %.03f, pem reg_loss: %.03f, "
              "total_loss: %.03f")
-PROFILED_STEPS = 8
 
 
 def main():
@@ -66,40 +67,25 @@ def train(opt, runtime, precision):
     blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
     training_loader = load(training, batches, opt, runtime)
     validation_loader = load(validation, list(blocks.values()), opt, runtime)
-
-    device.seed_everything(opt["seed"])             # the same weights on every rank,
-    network = BMN(opt)
-    if opt["finetune"]:
-        checkpoint.load_network(opt["pth_path"], network)
-    network.to(runtime.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=opt["training_lr"], weight_decay=opt["weight_decay"])
-    network, optimizer = precision.prepare(network, optimizer)
-    model = runtime.wrap(network)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=opt["step_size"], gamma=opt["step_gamma"])
-    device.seed_everything(opt["seed"] + runtime.rank)      # but draws of its own for each
     bm_mask = get_mask(opt["temporal_scale"]).to(runtime.device)
 
+    network, optimizer, scheduler = build(opt, runtime, precision)
+    model = runtime.wrap(network)
     metrics, best_loss = resume(opt, runtime, network, optimizer, scheduler, precision)
     for epoch in range(len(metrics), opt["train_epochs"]):
         batches.epoch = epoch
         learning_rate = optimizer.param_groups[0]["lr"]
         runtime.reset_peak_memory()
-        with runtime.profiler(opt["profile"] if epoch == len(metrics) == 0 else "") as profiler:
+        with runtime.profiler(opt["profile"] if epoch == 0 else "") as profiler:
             trained = engine.train_one_epoch(model, training_loader, optimizer, precision, runtime, bm_mask, epoch,
                                              log_every=10 if sys.stdout.isatty() else 100, profiler=profiler)
         scheduler.step()
         validated = engine.validate(network, validation_loader, blocks, precision, runtime, bm_mask, opt["seed"])
-        runtime.log("Epoch: %d,FPS: %.2f,time: %.2f" % (epoch, trained["fps"], trained["time"]))
-        for name, result in (("training", trained), ("test", validated)):
-            losses = result["losses"]
-            runtime.log(LOSS_LINE % (name, epoch, result["iterations"] - 1, losses["tem"], losses["pem_cls"],
-                                     losses["pem_reg"], losses["total"]))
-        metrics.append({
-            "epoch": epoch, "lr": learning_rate, "train": trained["losses"], "validation": validated["losses"],
-            "fps": trained["fps"], "time": trained["time"], "data_time": trained["data_time"],
-            "iterations": trained["iterations"], "skipped_steps": precision.skipped,
-            "peak_memory_mb": runtime.peak_memory_mb(), "device": runtime.kind, "world_size": runtime.world_size,
-            "batch_size": opt["batch_size"], "opt_level": opt["opt_level"], "seed": opt["seed"]})
+        log_epoch(runtime, epoch, trained, validated)
+        metrics.append(dict(
+            {name: trained[name] for name in ("fps", "time", "data_time", "iterations")}, epoch=epoch, lr=learning_rate,
+            train=trained["losses"], validation=validated["losses"], skipped_steps=precision.skipped,
+            peak_memory_mb=runtime.peak_memory_mb(), device=runtime.kind, world_size=runtime.world_size))
         is_best = validated["losses"]["total"] < best_loss
         best_loss = min(best_loss, validated["losses"]["total"])
         state = checkpoint.training_state(network, optimizer, scheduler, precision, epoch + 1, best_loss, opt, metrics,
@@ -107,6 +93,29 @@ def train(opt, runtime, precision):
         if runtime.is_main:
             save(opt["checkpoint_path"], state, is_best)
     runtime.barrier()       # the best checkpoint is on the disk before anybody reads it
+
+
+def build(opt, runtime, precision):
+    """(network, optimizer, scheduler) on the device, with the same weights on every rank."""
+    device.seed_everything(opt["seed"])
+    network = BMN(opt)
+    if opt["finetune"]:
+        checkpoint.load_network(opt["pth_path"], network)
+    network.to(runtime.device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=opt["training_lr"], weight_decay=opt["weight_decay"])
+    network, optimizer = precision.prepare(network, optimizer)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=opt["step_size"], gamma=opt["step_gamma"])
+    device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
+    return network, optimizer, scheduler
+
+
+def log_epoch(runtime, epoch, trained, validated):
+    """The three lines that scripts look for: keep them to the letter."""
+    runtime.log("Epoch: %d,FPS: %.2f,time: %.2f" % (epoch, trained["fps"], trained["time"]))
+    for name, result in (("training", trained), ("test", validated)):
+        losses = result["losses"]
+        runtime.log(LOSS_LINE % (name, epoch, result["iterations"] - 1, losses["tem"], losses["pem_cls"],
+                                 losses["pem_reg"], losses["total"]))
 
 
 def open_datasets(opt, runtime, *subsets):
@@ -162,13 +171,16 @@ def infer(opt, runtime, precision):
     network, _ = precision.prepare(network.to(runtime.device))
     blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
     loader = load(validation, list(blocks.values()), opt, runtime)
+    export = CsvExport(FOLDER, opt["post_process_thread"]) if opt["save_csv"] else contextlib.nullcontext()
+    bar = tqdm(total=len(validation), desc="inference", unit="video", disable=None if runtime.is_main else True)
     found = {}
-    with tqdm(total=sum(map(len, blocks.values())), desc="inference", unit="video",
-              disable=None if runtime.is_main else True) as bar:
+    with export as tables, bar:
         for indices, *maps in engine.infer(network, loader, precision, runtime):
             names = [validation.video_list[index] for index in indices]
             found.update(zip(names, post_processing.proposals(*maps, opt)))
-            bar.update(len(names))
+            if tables:
+                tables.add(names, *maps)
+            bar.update(len(names) * runtime.world_size)
     found = {name: proposals for rank in runtime.gather(found) for name, proposals in rank.items()}
     if runtime.is_main:
         post_processing.write_result(opt["result_file"], validation.videos, found)
