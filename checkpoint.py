@@ -10,15 +10,14 @@ import hashlib
 import inspect
 import io
 import os
-import pickle
 import re
 import time
-import types
 import zipfile
 from collections import OrderedDict
 
 import torch
 
+import unpickling
 from errors import UserError
 from files import replacing
 
@@ -256,7 +255,7 @@ def _damaged(path, reason):
 def _unpickled(path, content):
     try:
         if "weights_only" not in inspect.signature(torch.load).parameters:
-            return torch.load(io.BytesIO(content), map_location="cpu", pickle_module=_RESTRICTED)
+            return unpickling.load(content)
         if not hasattr(torch.serialization, "safe_globals"):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         with torch.serialization.safe_globals([_rebuild_npu_tensor]):
@@ -288,26 +287,3 @@ def _rebuild_npu_tensor(*arguments):
 
 
 _rebuild_npu_tensor.__module__ = "torch_npu.utils.storage"      # its name in such files
-
-_ALLOWED = {("collections", "OrderedDict"): OrderedDict, ("torch", "Size"): torch.Size,
-            (_rebuild_npu_tensor.__module__, _rebuild_npu_tensor.__name__): _rebuild_npu_tensor}
-_ALLOWED.update((("torch._utils", name), getattr(torch._utils, name))
-                for name in ("_rebuild_tensor_v2", "_rebuild_parameter"))
-_ALLOWED.update((("torch", kind + "Storage"), getattr(torch, kind + "Storage")) for kind in (
-    "Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"))
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """For PyTorch without weights_only: nothing but tensors and plain values, whatever the file asks for."""
-
-    def find_class(self, module, name):
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError("GLOBAL %s.%s" % (module, name)) from None
-
-
-# What torch.load takes for a module like pickle.
-_RESTRICTED = types.ModuleType("restricted_pickle")
-_RESTRICTED.Unpickler = _RestrictedUnpickler
-_RESTRICTED.load = lambda handle, **options: _RestrictedUnpickler(handle, **options).load()

@@ -1,0 +1,116 @@
+"""Reading a checkpoint on PyTorch before 1.13, whose own ``torch.load`` runs whatever code a file names.
+
+Both of PyTorch's file formats are pickles beside the raw bytes of tensors. The pickles are read by an unpickler that
+knows tensors and plain containers only, and shapes are checked against the bytes that are there: old PyTorch itself
+corrupts its memory on a file that ends too early.
+"""
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import torch
+
+_DTYPES = {"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "LongStorage": "<i8",
+           "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1", "BoolStorage": "?"}
+
+
+def load(content):
+    """The object in ``content``, the bytes of a file by ``torch.save``; its tensors are on the CPU.
+
+    Raises:
+        pickle.UnpicklingError: it names anything else; the text begins with "GLOBAL" and that name.
+        Exception: of any kind, where the bytes are damaged.
+    """
+    return _load_zip(content) if content.startswith(b"PK") else _load_old(content)
+
+
+def _load_zip(content):
+    """The format since PyTorch 1.6: an archive of data.pkl and a member for the values of each tensor."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        folder = pickled[:-len("data.pkl")] + "data/"
+
+        def values_of(key, dtype, count):
+            values = np.frombuffer(archive.read(folder + key), dtype).copy()
+            if len(values) != count:
+                raise ValueError("%d values where %d are announced" % (len(values), count))
+            return values
+
+        return _Unpickler(io.BytesIO(archive.read(pickled)), values_of).load()
+
+
+def _load_old(content):
+    """The format before: pickles of a magic number, a version, the machine, the object, and the keys of its tensors;
+    then of each key the number of values and the values."""
+    handle = io.BytesIO(content)
+    arrays = {}
+
+    def values_of(key, dtype, count):       # they come after the pickles: to be filled in below
+        if not 0 <= count * np.dtype(dtype).itemsize <= len(content):
+            raise ValueError("%d values are announced, more than the file holds" % count)
+        return arrays.setdefault(key, np.zeros(count, dtype))
+
+    for _ in range(3):
+        _Unpickler(handle).load()
+    loaded = _Unpickler(handle, values_of).load()
+    for key in _Unpickler(handle).load():
+        values = arrays.pop(key)
+        count = np.frombuffer(handle.read(8), "<i8", count=1)[0]
+        if count != len(values):
+            raise ValueError("%d values where %d are announced" % (count, len(values)))
+        values[:] = np.frombuffer(handle.read(values.nbytes), values.dtype, count=len(values))
+    if arrays:
+        raise ValueError("the values of %d tensors are missing" % len(arrays))
+    return loaded
+
+
+class _Unpickler(pickle._Unpickler):
+    """Knows nothing but tensors and plain values. The one written in Python, for it can be narrowed further."""
+
+    def __init__(self, handle, values_of=None):
+        super().__init__(handle, encoding="utf-8")
+        self.values_of = values_of          # (key, dtype, count) -> the values of a tensor
+
+    def find_class(self, module, name):
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError("GLOBAL %s.%s is not allowed" % (module, name))
+        return _KNOWN[module, name]
+
+    def persistent_load(self, identity):
+        kind, dtype, key, _location, count = identity[:5]
+        if kind != "storage" or dtype not in _DTYPES.values() or any(identity[5:]):
+            raise pickle.UnpicklingError("an unknown kind of tensor: %r of %r" % (kind, dtype))
+        return self.values_of(str(key), dtype, int(count))
+
+    def _attributes(self):
+        """PyTorch hangs version numbers on a state_dict: nobody asks for them, and other objects get none."""
+        self.stack.pop()
+        if type(self.stack[-1]) is not OrderedDict:
+            raise pickle.UnpicklingError("attributes of a %s" % type(self.stack[-1]))
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _attributes}     # noqa: RUF012 (as its parent has it)
+
+
+def _tensor(values, offset, size, stride, *_):
+    """Tensor over the array ``values``; what else is known of it (gradient, hooks) is of no use here."""
+    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset,) + size + stride):
+        raise ValueError("impossible shape %s, strides %s, offset %s" % (size, stride, offset))
+    count = 1
+    for length in size:
+        count *= length
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride))
+    if count > len(values) or (count and last >= len(values)):
+        raise ValueError("shape %s does not fit %d values" % (size, len(values)))
+    return torch.from_numpy(values).as_strided(size, stride, offset)
+
+
+def _parameter(tensor, *_):
+    return tensor
+
+
+_KNOWN = {("collections", "OrderedDict"): OrderedDict, ("torch", "Size"): tuple,
+          ("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_parameter"): _parameter,
+          ("torch_npu.utils.storage", "_rebuild_npu_tensor"): _tensor}
+_KNOWN.update((("torch", name), dtype) for name, dtype in _DTYPES.items())
