@@ -30,6 +30,7 @@ _SEAL_SIZE = len(_SEAL) + 64
 _OLD_FORMAT = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"      # PyTorch's magic number, in the first pickle
 _ABANDONED = 600        # seconds after which a temporary file belongs to a run that was killed
 
+_RUN = ("optimizer", "scheduler", "precision", "best_loss", "options", "metrics", "random_states")
 # Options that decide what the network computes; a checkpoint serves only a network that has the same.
 NETWORK_OPTIONS = ("temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio", "feat_dim")
 _OPTION_OF_TENSOR = {"x_1d_b.0.weight": "feat_dim", "x_3d_p.0.weight": "num_sample", "sample_mask": "temporal_scale"}
@@ -63,11 +64,14 @@ def restore_training(state, model, optimizer, scheduler, precision):
     Raises:
         UserError: the checkpoint holds a network but no run, or a run of another kind.
     """
-    missing = [key for key in ("optimizer", "scheduler", "precision", "random_states") if key not in state]
+    missing = [key for key in _RUN if key not in state]
     if missing:
         raise UserError("checkpoint %s holds a network but no state of a run ('%s' is missing): start from it with "
                         "--finetune 1 --pth_path instead of --resume" % (state["path"], missing[0]))
     _put_network(state, model)
+    group = optimizer.param_groups[0]       # PyTorch would quietly take those of the checkpoint
+    _check_options(state, {"training_lr": group.get("initial_lr", group["lr"]), "weight_decay": group["weight_decay"],
+                           "step_size": scheduler.step_size, "step_gamma": scheduler.gamma})
     try:
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
@@ -145,7 +149,7 @@ def read(path):
 def _put_network(state, model):
     """Load ``state["state_dict"]`` into ``model`` (cast to its type), or say what differs."""
     model = getattr(model, "module", model)
-    _check_options(state, model)
+    _check_options(state, {name: getattr(model, name) for name in NETWORK_OPTIONS})
     found, wanted = state["state_dict"], model.state_dict()
     for what, names in (("lacks", [name for name in wanted if name not in found]),
                         ("has the unknown", [name for name in found if name not in wanted and name != "sample_mask"])):
@@ -165,14 +169,13 @@ def _put_network(state, model):
     model.load_state_dict(OrderedDict((name, found[name]) for name in wanted))
 
 
-def _check_options(state, model):
-    """A tensor's shape does not show every option: compare those that the checkpoint was made with."""
+def _check_options(state, wanted):
+    """No shape shows these options: compare ``wanted`` {name: value} with those that the checkpoint was made with."""
     options = state.get("options")
-    for name in NETWORK_OPTIONS:
-        here = getattr(model, name)
-        if isinstance(options, dict) and options.get(name, here) != here:
-            raise UserError("checkpoint %s was trained with --%s %s, and this is %s: give the same"
-                            % (state["path"], name, options[name], here))
+    for name, value in wanted.items():
+        if isinstance(options, dict) and options.get(name, value) != value:
+            raise UserError("checkpoint %s was made with --%s %s, and this is %s: give the same"
+                            % (state["path"], name, options[name], value))
 
 
 def _own_name(name):

@@ -155,10 +155,13 @@ def resume(opt, runtime, network, optimizer, scheduler, precision):
 
 
 def save(folder, state, is_best):
-    """The last checkpoint, the best one where this is it, and one JSON line for each epoch done."""
-    checkpoint.save(os.path.join(folder, checkpoint.LAST), state)
+    """The best checkpoint where this is it, the last one, and one JSON line for each epoch done.
+
+    In this order: a run killed in between repeats the epoch, and the best of its record is on the disk.
+    """
     if is_best:
         checkpoint.save(os.path.join(folder, checkpoint.BEST), state)
+    checkpoint.save(os.path.join(folder, checkpoint.LAST), state)
     with replacing(os.path.join(folder, "metrics.jsonl")) as path, open(path, "w") as handle:
         handle.writelines(json.dumps(line) + "\n" for line in state["metrics"])
 
