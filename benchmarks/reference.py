@@ -4,7 +4,8 @@ The clone (github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7) is of 2019
 uses what NumPy and Matplotlib have dropped since. Nothing is written to the clone.
 """
 import contextlib
-import importlib.abc
+import importlib
+import importlib.machinery
 import importlib.util
 import io
 import os
@@ -17,8 +18,21 @@ MENDS = ((".cuda()", ""), ("np.int)", "int)"), ("np.trapz", "np.trapezoid"), ("p
          ("plt.axes()", "plt.gca()"), ("DataParallel(model, device_ids=[0, 1])", "DataParallel(model)"))
 
 
-class _Mended(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Finds the reference's modules in its folder and mends their source on the way."""
+class _Mended(importlib.machinery.SourceFileLoader):
+    """Reads a file of the reference and mends it on the way; keeps no bytecode."""
+
+    def get_data(self, path):
+        source = super().get_data(path).decode("utf-8")
+        for old, new in MENDS:
+            source = source.replace(old, new)
+        return source.encode("utf-8")
+
+    def path_stats(self, path):
+        raise OSError("no bytecode is kept")
+
+
+class _Finder:
+    """Finds the reference's modules, and nothing else, in the clone."""
 
     def __init__(self, folder):
         self.folders = folder, os.path.join(folder, "Evaluation")
@@ -27,21 +41,8 @@ class _Mended(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         for folder in self.folders:
             file = os.path.join(folder, name + ".py")
             if name in MODULES and os.path.isfile(file):
-                return importlib.util.spec_from_file_location(name, file, loader=self)
+                return importlib.util.spec_from_file_location(name, file, loader=_Mended(name, file))
         return None
-
-    def get_filename(self, fullname):
-        return self.find_spec(fullname).origin
-
-    def get_data(self, path):
-        with open(path, "rb") as handle:
-            source = handle.read().decode("utf-8")
-        for old, new in MENDS:
-            source = source.replace(old, new)
-        return source.encode("utf-8")
-
-    def path_stats(self, path):
-        raise OSError("no bytecode is kept: the source is mended")
 
 
 def load_reference(folder, *names):
@@ -54,7 +55,7 @@ def load_reference(folder, *names):
         raise UserError("--reference %s is no clone of the reference: clone "
                         "github.com/JJBOY/BMN-Boundary-Matching-Network there, at a92c1d7" % folder)
     ours = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    finder = _Mended(folder)
+    finder = _Finder(folder)
     sys.meta_path.insert(0, finder)
     path = list(sys.path)
     try:
