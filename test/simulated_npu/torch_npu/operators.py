@@ -76,6 +76,7 @@ def _run(operator, *args, **kwargs):
     args, kwargs = call.down(args), {name: call.down(value) for name, value in kwargs.items()}
     # out= tensors may have to grow, which an alias cannot: compute into fresh ones
     fresh = {name: torch.empty(0, dtype=out.dtype) for name, out in outputs.items()}
+    call.strangers += [out for out in outputs.values() if not on_device(out)]
     call.check()
     calls[call.name] += 1
     result = operator(*args, **kwargs, **fresh)
