@@ -83,6 +83,14 @@ class PackedFeatures:
     def __contains__(self, name):
         return name in self._index
 
+    def names(self):
+        """The videos, in the order of the file."""
+        return self._index
+
+    def table(self, name):
+        """The numbers of a video: (float32 [T, C], True: rows are time)."""
+        return self.read(name).T, True
+
     def read(self, name):
         """float32 [C, T] of a video, a copy of one's own."""
         if self._map is None or self._reads == RENEW:

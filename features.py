@@ -112,11 +112,15 @@ def open_source(opt):
 
 
 class FolderFeatures:
-    """A folder with one file for each video: <video>.csv, .npy or .npz. ``place`` is the folder."""
+    """A folder with one file for each video: <video>.csv, .npy or .npz. ``place`` is the folder.
 
-    def __init__(self, place, temporal_scale, feat_dim):
+    Args:
+        files: {video: file name}; None is all that are there.
+    """
+
+    def __init__(self, place, temporal_scale, feat_dim, files=None):
         self.place, self.temporal_scale, self.feat_dim = place, temporal_scale, feat_dim
-        self._files = None
+        self._files = files
 
     def names(self):
         """{video: file name}; the folder is listed once."""

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from files import replacing
 
 CURVE_COLOURS = ("k", "r", "yellow", "b", "c", "m")
+START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
 
 
 def _area(x, y):
@@ -42,3 +43,66 @@ def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds):
     axes.set_ylim(0, 1.0)
     axes.tick_params(labelsize=14)
     return figure
+
+
+def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
+    """What the network says of one video: boundary probabilities, best proposals and the confidence of every pair.
+
+    Args:
+        seconds: length of the time axis.
+        start, end: [T], probability at each position.
+        confidence_map: [2, T, T], channel 0 regression, 1 classification, at [start, end]; cells with start > end are
+            not shown.
+        proposals: [n, 3] (score, xmin, xmax as fractions), best first; the first ten are drawn.
+        truth: (start, end, label) of each annotated action, in seconds.
+    """
+    figure = Figure(figsize=(13, 6), constrained_layout=True)
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.35, 1), height_ratios=(1, 1.3))
+    figure.suptitle(title)
+    curves = figure.add_subplot(grid[0, 0])
+    at = np.arange(len(start)) * seconds / len(start)
+    curves.plot(at, start, color=START_COLOUR, label="start")
+    curves.plot(at, end, color=END_COLOUR, label="end")
+    curves.set_ylim(0, 1)
+    curves.set_ylabel("probability")
+    curves.legend(loc="upper right", ncol=2, frameon=False)
+    bars = figure.add_subplot(grid[1, 0], sharex=curves)
+    draw_time_axis(bars, seconds, proposals[:10], truth)
+    for axes in (curves, bars):
+        for first, last, _ in truth:
+            axes.axvspan(first, last, color=TRUTH_COLOUR, alpha=0.12, linewidth=0)
+    square = figure.add_subplot(grid[:, 1])
+    draw_confidence(figure, square, seconds, confidence_map, truth)
+    return figure
+
+
+def draw_time_axis(axes, seconds, proposals, truth):
+    """Ground truth above, proposals [n, 3] (score, xmin, xmax) below it in order, on an axis of seconds."""
+    for first, last, label in truth:
+        axes.barh(-1, last - first, left=first, height=0.8, color=TRUTH_COLOUR)
+        axes.annotate(label, ((first + last) / 2, -1), ha="center", va="center", fontsize=8, clip_on=True)
+    for rank, (score, xmin, xmax) in enumerate(proposals):
+        axes.barh(rank, (xmax - xmin) * seconds, left=xmin * seconds, height=0.8, color=PROPOSAL_COLOUR)
+        axes.annotate(" %.3f" % score, (xmax * seconds, rank), va="center", fontsize=8)
+    axes.set_yticks(([-1] if len(truth) else []) + list(range(len(proposals))))
+    axes.set_yticklabels((["truth"] if len(truth) else []) + ["%d" % (rank + 1) for rank in range(len(proposals))])
+    axes.set_ylabel("proposals and their scores")
+    axes.set_ylim(len(proposals) - 0.4, -1.6 if len(truth) else -0.6)
+    axes.set_xlim(0, seconds * 1.06)        # room for the score of a proposal that ends with the video
+    axes.set_xlabel("seconds")
+
+
+def draw_confidence(figure, axes, seconds, confidence_map, truth):
+    """Confidence (classification times regression) of each pair of start and end; annotated actions as circles."""
+    confidence = confidence_map[0] * confidence_map[1]              # [start, end]
+    above = np.tri(len(confidence), dtype=bool).T                   # start <= end
+    image = axes.imshow(np.ma.masked_where(~above, confidence).T, origin="lower", extent=(0, seconds, 0, seconds),
+                        vmin=0, cmap="viridis", interpolation="nearest")
+    for first, last, _ in truth:
+        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="k", markeredgewidth=3.5)
+        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="w", markeredgewidth=1.5)
+    axes.set_xlabel("start (seconds)")
+    axes.set_ylabel("end (seconds)")
+    figure.colorbar(image, ax=axes, shrink=0.7,
+                    label="confidence%s" % (", circles: ground truth" if len(truth) else ""))

@@ -80,15 +80,13 @@ def open_raw(path):
     raise UserError("--input %s is neither a folder nor an HDF5 file (%s)" % (path, " or ".join(HDF5_EXTENSIONS)))
 
 
-def read_raw(source, name, feat_dim):
-    """[snippets, C] of a video; in an array file the axis of length ``feat_dim`` (0: the second) is C.
+def as_snippets(table, rows_are_time, feat_dim, where):
+    """[snippets, C] from a table; unless ``rows_are_time``, the axis of length ``feat_dim`` (0: the second) is C.
 
     Raises:
-        UserError: no such file, no axis of that length, or a number that is not finite.
+        UserError: about ``where``: no axis of that length, time cannot be told, or a number is not finite.
     """
-    table, rows_are_time = source.table(name)
     rows, columns = table.shape
-    where = "raw features of %s in %s" % (name, source.place)
     if feat_dim and feat_dim not in (table.shape[1:] if rows_are_time else table.shape):
         raise UserError("%s have %d rows and %d columns, but --feat_dim is %d: give another --feat_dim, or extract "
                         "this video as the others were" % (where, rows, columns, feat_dim))
@@ -100,6 +98,11 @@ def read_raw(source, name, feat_dim):
     if not len(table) or not np.isfinite(table).all():
         raise UserError("%s are empty or hold a number that is not finite: extract this video again" % where)
     return table
+
+
+def read_raw(source, name, feat_dim):
+    """[snippets, C] of a video; UserError as :func:`as_snippets`."""
+    return as_snippets(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.place))
 
 
 def write_features(path, features):
