@@ -2,7 +2,12 @@
 
 The clone (github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7) is of 2019: it calls ``.cuda()`` throughout and
 uses what NumPy and Matplotlib have dropped since. Nothing is written to the clone.
+
+    python3 benchmarks/reference.py --reference DIR --seed 0 -- --mode train --feature_path features/ ...
+
+runs its main.py on the CPU with the arguments after ``--``, in the working directory.
 """
+import argparse
 import contextlib
 import importlib
 import importlib.machinery
@@ -11,11 +16,16 @@ import io
 import os
 import sys
 
-from errors import UserError
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import numpy as np
+import torch
+
+from errors import UserError, run_as_program
 
 MODULES = ("models", "loss_function", "dataset", "post_processing", "eval", "opts", "utils", "eval_proposal")
 MENDS = ((".cuda()", ""), ("np.int)", "int)"), ("np.trapz", "np.trapezoid"), ("plt.grid(b=True", "plt.grid(True"),
-         ("plt.axes()", "plt.gca()"), ("DataParallel(model, device_ids=[0, 1])", "DataParallel(model)"))
+         ("plt.axes()", "plt.gca()"), ("DataParallel(model, device_ids=[0, 1])", "DataParallel(model)"),
+         ("num_workers=8, pin_memory=True", "num_workers=0"))
 
 
 class _Mended(importlib.machinery.SourceFileLoader):
@@ -45,6 +55,17 @@ class _Finder:
         return None
 
 
+def run_reference(folder, seed, arguments):
+    """Run the clone's main.py as a program."""
+    sys.meta_path.insert(0, _Finder(folder))
+    sys.path.append(os.path.join(folder, "Evaluation"))
+    sys.argv = [os.path.join(folder, "main.py")] + arguments
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    source = _Mended("__main__", sys.argv[0]).get_data(sys.argv[0])
+    exec(compile(source, sys.argv[0], "exec"), {"__name__": "__main__", "__file__": sys.argv[0]})
+
+
 def load_reference(folder, *names):
     """The named modules of the clone in ``folder``; ours of the same names stay what they are.
 
@@ -67,3 +88,16 @@ def load_reference(folder, *names):
         for name in MODULES:
             sys.modules.pop(name, None)
         sys.modules.update(ours)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--reference", required=True, help="clone of the reference")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("arguments", nargs="*", help="arguments of its main.py, after --")
+    args = parser.parse_args()
+    run_reference(args.reference, args.seed, args.arguments)
+
+
+if __name__ == "__main__":
+    run_as_program(main)
