@@ -272,7 +272,8 @@ def _unpickled(path, content):
 
 
 def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).strip() or type(error).__name__
+    return text.splitlines()[0][:120]
 
 
 def _remove_if_abandoned(path):
