@@ -24,7 +24,7 @@ from files import replacing
 LAST = "BMN_checkpoint.pth.tar"
 BEST = "BMN_best.pth.tar"
 
-_FORMAT = "BMN checkpoint 1"
+FORMAT = "BMN checkpoint 1"
 _SEAL = b"\nBMN checkpoint, SHA-256 of what stands before: "
 _SEAL_SIZE = len(_SEAL) + 64
 _OLD_FORMAT = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"      # PyTorch's magic number, in the first pickle
@@ -68,7 +68,7 @@ def restore_training(state, model, optimizer, scheduler, precision):
     if missing:
         raise UserError("checkpoint %s holds a network but no state of a run ('%s' is missing): start from it with "
                         "--finetune 1 --pth_path instead of --resume" % (state["path"], missing[0]))
-    _put_network(state, model)
+    put_network(state, model)
     group = optimizer.param_groups[0]       # PyTorch would quietly take those of the checkpoint
     _check_options(state, {"training_lr": group.get("initial_lr", group["lr"]), "weight_decay": group["weight_decay"],
                            "step_size": scheduler.step_size, "step_gamma": scheduler.gamma})
@@ -92,7 +92,7 @@ def load_network(path, model):
         UserError: as :func:`read`, or the checkpoint is of another network: the tensor and the option are named.
     """
     state = read(path)
-    _put_network(state, model)
+    put_network(state, model)
     del state["state_dict"]
     return state
 
@@ -103,7 +103,7 @@ def save(path, state):
     Raises:
         UserError: the folder cannot be written to, or the disk is full; the old file is as it was.
     """
-    write(path, dict(state, format=_FORMAT))
+    write(path, dict(state, format=FORMAT))
 
 
 def write(path, content):
@@ -137,7 +137,7 @@ def read(path):
     if not isinstance(tensors, dict) or not tensors or not all(map(_is_weight, tensors.items())):
         raise UserError("%s is no checkpoint of this network: it holds neither 'state_dict' nor named tensors of "
                         "weights, give a .pth.tar file that a training wrote" % path)
-    if state.get("format") == _FORMAT and not sealed:
+    if state.get("format") == FORMAT and not sealed:
         raise _damaged(path, "its end is missing")
     if not isinstance(state.setdefault("epoch", 0), int):
         raise _damaged(path, "its epoch is %r" % (state["epoch"],))
@@ -146,8 +146,8 @@ def read(path):
     return state
 
 
-def _put_network(state, model):
-    """Load ``state["state_dict"]`` into ``model`` (cast to its type), or say what differs."""
+def put_network(state, model):
+    """Load the network of a state that :func:`read` returned into ``model``, cast to its type; or say what differs."""
     model = getattr(model, "module", model)
     _check_options(state, {name: getattr(model, name) for name in NETWORK_OPTIONS})
     found, wanted = state["state_dict"], model.state_dict()

@@ -1,0 +1,108 @@
+"""Turn any checkpoint of this network into the reference's form, or into ours.
+
+    python3 tools/convert_checkpoint.py checkpoint/BMN_best.pth.tar BMN_reference.pth.tar --to reference
+    python3 tools/convert_checkpoint.py BMN_reference.pth.tar BMN.pth.tar --to ours --half
+
+The reference's form is {"epoch", "state_dict"} with ``module.`` before every name and the sampling weights of the
+BM layer, 128 MB, as ``sample_mask``: the reference's own code loads it strictly. Ours leaves both out and adds the
+options that decide what the network computes. --half stores float16, half the size, for shipping. Only the network is
+converted, not the state of a run.
+
+The options are those of the checkpoint where it has them, else those given here, else the defaults; a sample_mask that
+contradicts them is refused, for it cannot be seen in the result.
+"""
+import argparse
+import os
+import sys
+from collections import OrderedDict
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import torch
+
+import checkpoint
+from boundary_matching import dense_weights
+from defaults import DEFAULTS
+from errors import UserError, run_as_program
+from models import BMN
+
+
+def network_options(state, given):
+    """{option: value} of the network in ``state``: what its tensors and options say, then ``given``, then defaults.
+
+    Raises:
+        UserError: what is given contradicts the checkpoint.
+    """
+    tensors, options = state["state_dict"], state.get("options")
+    known = {name: options[name] for name in checkpoint.NETWORK_OPTIONS if name in options} if options else {}
+    if "x_1d_b.0.weight" in tensors:
+        known["feat_dim"] = 4 * tensors["x_1d_b.0.weight"].shape[1]         # 4 groups
+    if "x_3d_p.0.weight" in tensors:
+        known["num_sample"] = tensors["x_3d_p.0.weight"].shape[2]
+    if "sample_mask" in tensors:
+        known["temporal_scale"] = len(tensors["sample_mask"])
+    for name, value in given.items():
+        if known.setdefault(name, value) != value:
+            raise UserError("--%s %s is given, but %s was made with %s" % (name, value, state["path"], known[name]))
+    return {name: known.get(name, DEFAULTS[name]) for name in checkpoint.NETWORK_OPTIONS}
+
+
+def convert(state, options, form, half):
+    """The content of a file of ``form`` "reference" or "ours" with the network of ``state``.
+
+    Raises:
+        UserError: the network is not one of these options, or float16 cannot hold it.
+    """
+    network = BMN(options)
+    checkpoint.put_network(state, network)
+    wanted, found = sample_mask(options), state["state_dict"].get("sample_mask")
+    if found is not None and not torch.allclose(found.float(), wanted, atol=1e-3):
+        raise UserError("%s has a sample_mask of other options than %s: give those that it was trained with"
+                        % (state["path"], _spelled(options)))
+    tensors = network.state_dict()
+    if half:
+        tensors = OrderedDict((name, to_half(name, tensor)) for name, tensor in tensors.items())
+    if form == "ours":
+        return {"format": checkpoint.FORMAT, "epoch": state["epoch"], "state_dict": tensors, "options": options}
+    tensors["sample_mask"] = wanted         # always float32: rounded sampling weights would change what is computed
+    return {"epoch": state["epoch"],
+            "state_dict": OrderedDict(("module." + name, tensor) for name, tensor in tensors.items())}
+
+
+def sample_mask(options):
+    """The reference's sampling weights [T, N*T*T], float32."""
+    weights = dense_weights(*(options[name] for name in (
+        "temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio")))
+    return torch.from_numpy(weights).view(options["temporal_scale"], -1)
+
+
+def to_half(name, tensor):
+    half = tensor.half()
+    if not torch.isfinite(half.float()).all():
+        raise UserError("%s has values above float16's largest, 65504: convert without --half" % name)
+    return half
+
+
+def _spelled(options):
+    return " ".join("--%s %s" % item for item in options.items())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="any checkpoint of this network")
+    parser.add_argument("target", help="file to write")
+    parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")
+    parser.add_argument("--half", action="store_true", help="store float16")
+    for name in checkpoint.NETWORK_OPTIONS:
+        parser.add_argument("--" + name, type=type(DEFAULTS[name]), help="where the checkpoint does not say it")
+    given = vars(parser.parse_args())
+    state = checkpoint.read(given["source"])
+    options = network_options(state, {name: given[name] for name in checkpoint.NETWORK_OPTIONS
+                                      if given[name] is not None})
+    checkpoint.write(given["target"], convert(state, options, given["to"], given["half"]))
+    print("%s: %s, epoch %d, %s, %.1f MB" % (
+        given["target"], "our form" if given["to"] == "ours" else "the reference's form", state["epoch"],
+        _spelled(options), os.path.getsize(given["target"]) / 1e6))
+
+
+if __name__ == "__main__":
+    run_as_program(main)
