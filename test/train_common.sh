@@ -100,6 +100,22 @@ check_data_path() {
     fi
 }
 
+# Sets PYTHON to the interpreter's path, and launcher to the module of its own PyTorch that starts several processes:
+# the first torchrun on PATH may belong to another one.
+find_python() {
+    local name=${PYTHON:-python3}
+    PYTHON=$(command -v "$name") || die "there is no interpreter $name: name one in the environment variable PYTHON"
+    PYTHON=$(absolute "$PYTHON")
+    launcher=$("$PYTHON" -c '
+import importlib.util, os, sys
+torch = importlib.util.find_spec("torch")
+if torch is None:
+    sys.exit(1)
+run = os.path.join(torch.submodule_search_locations[0], "distributed", "run.py")
+print("torch.distributed." + ("run" if os.path.exists(run) else "launch"))') ||
+        die "$PYTHON has no PyTorch: install it, or name another interpreter in the environment variable PYTHON"
+}
+
 # The port if it can be listened on (0: any that is free), else nothing.
 usable_port() {
     "$PYTHON" -c '
@@ -112,33 +128,22 @@ with socket.socket() as server:
 
 # Sets run_command: how main.py is started, by one process or by as many as were asked for.
 choose_command() {
-    local launcher port cores
-    PYTHON=$(absolute "$(command -v "${PYTHON:-python3}")")
-    [ -x "$PYTHON" ] || die "there is no interpreter $PYTHON: name one in the environment variable PYTHON"
-    # The launcher of this interpreter's own PyTorch; the first torchrun on PATH may belong to another one.
-    launcher=$("$PYTHON" -c '
-import importlib.util, os, sys
-torch = importlib.util.find_spec("torch")
-if torch is None:
-    sys.exit(1)
-run = os.path.join(torch.submodule_search_locations[0], "distributed", "run.py")
-print("torch.distributed." + ("run" if os.path.exists(run) else "launch"))') ||
-        die "$PYTHON has no PyTorch: install it, or name another interpreter in the environment variable PYTHON"
+    local cores
+    find_python
     run_command=("$PYTHON" -u)
     if [ "$rank_size" -gt 1 ]; then
         if [ "$nnodes" = 1 ]; then
-            master_addr=127.0.0.1 port=${master_port:-0}
+            master_addr=127.0.0.1 master_port=${master_port:-$(usable_port 0)}
         else
-            port=${master_port:-29500}
+            master_port=${master_port:-29500}
         fi
-        if [ "$node_rank" = 0 ]; then
-            port=$(usable_port "$port") ||
-                die "port $port (MASTER_PORT) is in use or not allowed: give another one, or none on a single machine"
+        if [ "$node_rank" = 0 ] && [ -z "$(usable_port "$master_port")" ]; then
+            die "port $master_port (MASTER_PORT) is in use or not allowed: give another, or none on a single machine"
         fi
-        run_command+=(-m "$launcher" --nproc_per_node="$nproc" --nnodes="$nnodes" --node_rank="$node_rank"
-                      --master_addr="$master_addr" --master_port="$port")
         cores=$(nproc)
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > nproc ? cores / nproc : 1))}
+        run_command+=(-m "$launcher" --nproc_per_node="$nproc" --nnodes="$nnodes" --node_rank="$node_rank"
+                      --master_addr="$master_addr" --master_port="$master_port")
     fi
     run_command+=(main.py --data_path="$data_path" --batch_size="$batch_size" "${main_options[@]}")
 }
@@ -164,7 +169,8 @@ end_run() {
 }
 
 interrupted() {
-    echo "[Error] interrupted (SIG$1): the processes of the run are being ended"
+    end_run
+    echo "[Error] interrupted by SIG$1: the processes of the run have been ended"
     exit "$2"
 }
 
@@ -185,9 +191,10 @@ run_main() {
     wait "$pid" || status=$?
     if [ "$status" != 0 ]; then
         echo "[Error] the run ended with status $status. The end of $log:"
-        tail -n 40 "$log"
-        # The cause, which the launcher of several processes has talked over.
-        grep '^error: ' "$log" | sort -u | head -n 5 || true
+        tail -n $((30 + 10 * rank_size)) "$log"      # PyTorch's launcher says a lot about each process
+        if [ "$rank_size" -gt 1 ]; then
+            grep '^error: ' "$log" | sort -u | head -n 5 || true
+        fi
         exit "$status"
     fi
 }
@@ -197,11 +204,11 @@ write_result() {
     local seconds=$1 fps accuracy loss time
     local -x LC_ALL=C
     local fps_file=$output/train_${case_name}_fps.log loss_file=$output/train_${case_name}_loss.txt
-    awk '/FPS/ {gsub(",", " "); print $4}' "$log" >"$fps_file"
-    awk '/training/ && /total_loss/ {print $NF}' "$log" >"$loss_file"
+    awk '/^Epoch: .*,FPS: / {gsub(",", " "); print $4}' "$log" >"$fps_file"
+    awk '/^BMN training loss/ {print $NF}' "$log" >"$loss_file"
     fps=$(awk '{sum += $1} END {if (NR) printf "%.2f", sum / NR}' "$fps_file")
     time=$(awk -v fps="$fps" -v batch="$batch_size" 'BEGIN {if (fps > 0) printf "%.2f", batch * 1000 / fps}')
-    accuracy=$(awk '/AR@100/ {printf "%.3f", $3}' "$log")
+    accuracy=$(awk '/^AR@100 is / {printf "%.3f", $3}' "$log")
     loss=$(tail -n 1 "$loss_file")
     echo "------------------ Final result ------------------"
     echo "Final Performance images/sec : $fps"
