@@ -9,6 +9,7 @@ import signal
 
 import numpy as np
 
+from decimals import decimal_text
 from errors import UserError
 from files import replacing
 
@@ -72,10 +73,31 @@ def _start_helper():
 
 
 def write_table(path, confidence_map, start, end):
-    """Write the table of one video, each number with the digits that give it back exactly."""
-    rows = [",".join(map(repr, row)) for row in score_table(confidence_map, start, end).tolist()]
-    with replacing(path, durable=False) as temporary, open(temporary, "w", encoding="ascii") as handle:
-        handle.write("\n".join([",".join(COLUMNS), *rows, ""]))
+    """Write the table of one video: the text of ``repr`` of every float64 of :func:`score_table`.
+
+    Args:
+        path: the file.
+        confidence_map: float32 [2, T, T]. start, end: float32 [T].
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    s, e = pairs(len(start))[:2]
+    score = decode(confidence_map[None], start[None], end[None])[0]
+    text = np.concatenate([_segment_text(len(start)), decimal_text(start, b",")[s], decimal_text(end, b",")[e],
+                           decimal_text(confidence_map[1, s, e - 1], b","),
+                           decimal_text(confidence_map[0, s, e - 1], b","), decimal_text(score, b"\n")], axis=1)
+    with replacing(path, durable=False) as temporary, open(temporary, "wb") as handle:
+        handle.write(",".join(COLUMNS).encode() + b"\n" + text.tobytes().translate(None, b"\0"))
+
+
+@functools.lru_cache(maxsize=2)
+def _segment_text(temporal_scale):
+    """The first two columns, as :func:`decimals.decimal_text`; their float64 values are not those of a float32."""
+    xmin, xmax = pairs(temporal_scale)[2:]
+    rows = ["%r,%r," % row for row in zip(xmin.tolist(), xmax.tolist())]
+    width = max(map(len, rows))
+    return np.frombuffer("".join(row.ljust(width, "\0") for row in rows).encode(), np.uint8).reshape(-1, width)
 
 
 class CsvExport:

@@ -1,13 +1,45 @@
-"""Decoding and soft-NMS against the reference's figures."""
+"""Soft-NMS, the result file and BMN_post_processing: the reference's figures, and the rule written out plainly."""
+import csv
 import json
 import os
 
 import numpy as np
+import pytest
 from formulas import smooth
 
 import post_processing
 import score_tables
 from defaults import DEFAULTS
+from errors import UserError
+
+VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2990, "annotations": []}
+
+
+def soft_nms_by_the_rule(rows, opt):
+    """rows: [(score, xmin, xmax)] of Python floats, in the order of the table; the rule, a sentence a line."""
+    if len(rows) == 1:
+        return rows
+    candidates = sorted(rows, key=lambda row: -row[0])                              # stable
+    kept = []
+    while len(candidates) > 1 and len(kept) < 101:
+        scores = [row[0] for row in candidates]
+        _, xmin, xmax = taken = candidates.pop(scores.index(max(scores)))
+        kept.append(taken)
+        for place, (other, first, last) in enumerate(candidates):
+            inter = max(min(last, xmax) - max(first, xmin), 0.0)
+            iou = inter / ((last - first) - inter + xmax - xmin)
+            limit = opt["soft_nms_low_thres"] + (opt["soft_nms_high_thres"] - opt["soft_nms_low_thres"]) * (xmax - xmin)
+            if iou > limit:
+                decay = np.exp(np.array([-np.square(iou) / opt["soft_nms_alpha"]]))[0]
+                candidates[place] = (float(other * decay), first, last)
+    return sorted(kept, key=lambda row: -row[0])[:100]
+
+
+def maps_of(rng, batch, scale, levels):
+    """Random maps; few levels make many ties, one makes all scores equal."""
+    def draw(*shape):
+        return (rng.randint(1, levels + 1, shape) / np.float32(levels + 1)).astype(np.float32)
+    return draw(batch, 2, scale, scale), draw(batch, scale), draw(batch, scale)
 
 
 def golden_maps():
@@ -16,10 +48,11 @@ def golden_maps():
             np.concatenate([smooth((1, 100), 440 + i) for i in range(6)]))
 
 
-def test_table_is_the_references(golden):
-    confidence_map, start, end = golden_maps()
-    table = score_tables.score_table(confidence_map[0], start[0], end[0])
-    np.testing.assert_array_equal(table, golden("proposals.npz")["first_table"])
+def assert_follows_the_rule(confidence_map, start, end, opt):
+    for video, ours in enumerate(post_processing.proposals(confidence_map, start, end, opt)):
+        table = score_tables.score_table(confidence_map[video], start[video], end[video])
+        theirs = soft_nms_by_the_rule([(row[6], row[0], row[1]) for row in table.tolist()], opt)
+        np.testing.assert_array_equal(ours, np.array(theirs))
 
 
 def test_result_file_is_the_references(golden, shared, tmp_path):
@@ -34,12 +67,12 @@ def test_result_file_is_the_references(golden, shared, tmp_path):
     with open(os.path.join(shared, "golden", "result_proposal.json")) as handle:
         theirs = json.load(handle)
     assert {**ours, "results": 0} == {**theirs, "results": 0}
+    assert list(ours["results"]) == [name[2:] for name in names]
     assert set(ours["results"]) == set(theirs["results"])
     for name, rows in theirs["results"].items():
         assert [row["segment"] for row in ours["results"][name]] == [row["segment"] for row in rows]
         np.testing.assert_allclose([row["score"] for row in ours["results"][name]], [row["score"] for row in rows],
                                    rtol=1e-13)     # exp of another NumPy differs in the last digit
-    assert list(ours["results"]) == [name[2:] for name in names]
 
 
 def test_small_tables_are_the_references(golden):
@@ -48,3 +81,139 @@ def test_small_tables_are_the_references(golden):
         table, kept = figures["%d/table" % scale], figures["%d/kept" % scale]
         ours = post_processing.soft_nms(table[:, 0], table[:, 1], table[:, 6], DEFAULTS)
         np.testing.assert_allclose(ours, kept, rtol=1e-13)
+
+
+@pytest.mark.parametrize("alpha", [0.4, 0.05, 1e-4])
+@pytest.mark.parametrize("thresholds", [(0.5, 0.9), (0.0, 1.0), (0.3, 0.3), (1.0, 1.0)])
+def test_random_maps_follow_the_rule(rng, alpha, thresholds):
+    opt = {"soft_nms_alpha": alpha, "soft_nms_low_thres": thresholds[0], "soft_nms_high_thres": thresholds[1]}
+    for levels in (1, 2, 3, 7, 1000):
+        assert_follows_the_rule(*maps_of(rng, 3, rng.randint(2, 18), levels), opt)
+
+
+@pytest.mark.parametrize("levels", [1, 4, 10 ** 6])
+def test_full_size_maps_follow_the_rule(rng, levels):
+    assert_follows_the_rule(*maps_of(rng, 2, 100, levels), DEFAULTS)
+
+
+def test_zeros_are_taken_once_each():
+    maps = np.zeros((1, 2, 8, 8), np.float32), np.zeros((1, 8), np.float32), np.zeros((1, 8), np.float32)
+    assert_follows_the_rule(*maps, DEFAULTS)
+    assert_follows_the_rule(*maps, {**DEFAULTS, "soft_nms_alpha": 1e-6})
+
+
+def test_negative_scores_follow_the_rule(rng):
+    confidence_map, start, end = maps_of(rng, 4, 10, 5)
+    assert_follows_the_rule(confidence_map - np.float32(0.5), start, end, DEFAULTS)
+
+
+def test_an_equal_score_is_noticed_though_it_is_suppressed_at_once():
+    """The second and the fourth row come to be equal and overlap: the one that was higher at first goes first."""
+    opt = {"soft_nms_alpha": 1.0, "soft_nms_low_thres": 0.1, "soft_nms_high_thres": 0.1}
+    score = np.array([[1e-6, 0.2, 0.9, 0.5, 1e-6, 1e-6]])       # [0, 1/2] is row 1, [0, 3/4] row 2, [1/4, 1/2] row 3
+    one, other = np.exp(-np.square(np.array([2 / 3, 1 / 3])))
+    score[0, 1] = score[0, 3] * other / one
+    while score[0, 1] * one < score[0, 3] * other:
+        score[0, 1] = np.nextafter(score[0, 1], 1)
+    assert score[0, 1] * one == score[0, 3] * other and score[0, 1] > score[0, 3]
+    for rows in (score, score[:, [0, 3, 2, 1, 4, 5]]):
+        table = [(one, xmin, xmax) for one, xmin, xmax in zip(rows[0].tolist(), *score_tables.pairs(4)[2:])]
+        np.testing.assert_array_equal(post_processing.grid_soft_nms(rows, 4, opt)[0],
+                                      np.array(soft_nms_by_the_rule(table, opt)))
+
+
+@pytest.mark.parametrize("levels", [3, 10 ** 6])
+def test_proposals_do_not_depend_on_the_batch(rng, levels):
+    confidence_map, start, end = maps_of(rng, 7, 100, levels)
+    together = post_processing.proposals(confidence_map, start, end, DEFAULTS)
+    for part in (slice(0, 1), slice(2, 5), slice(6, None, -1)):
+        apart = post_processing.proposals(confidence_map[part], start[part], end[part], DEFAULTS)
+        for one, other in zip(apart, together[part]):
+            assert one.tobytes() == other.tobytes()
+
+
+def test_a_broken_network_is_reported(rng):
+    confidence_map, start, end = maps_of(rng, 2, 6, 5)
+    confidence_map[1, 0, 2, 3] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        post_processing.proposals(confidence_map, start, end, DEFAULTS)
+
+
+def test_result_is_the_text_of_json_and_clipped_to_the_video(tmp_path):
+    path = str(tmp_path / "new" / "result.json")
+    kept = {"v_a\"": np.array([[0.1, -0.5, 0.5]]), "v_b": np.array([[0.3, 0.2, 1.5], [0.2, 0, 1]])}
+    post_processing.write_result(path, {"v_b": VIDEO, "v_a\"": VIDEO}, kept)
+    seconds = 2992.0 / 3001 * 123.4
+    expected = {"version": "VERSION 1.3", "results": {
+        "b": [{"score": 0.3, "segment": [0.2 * seconds, seconds]}, {"score": 0.2, "segment": [0.0, seconds]}],
+        "a\"": [{"score": 0.1, "segment": [0.0, 0.5 * seconds]}]}, "external_data": {}}
+    with open(path) as handle:
+        assert handle.read() == json.dumps(expected)
+
+
+# BMN_post_processing: the tables of another program
+
+@pytest.fixture
+def job(tmp_path, monkeypatch, rng):
+    """Ten validation videos among others, their tables, and the options: (opt, {name: maps})."""
+    monkeypatch.chdir(tmp_path)
+    names = ["v_%d" % i for i in range(12)]
+    with open("info.csv", "w") as handle:
+        handle.write("video,subset\n" + "".join(
+            "%s,%s\n" % (name, "training" if i in (3, 5) else "validation") for i, name in enumerate(names)))
+    with open("anno.json", "w") as handle:
+        json.dump(dict.fromkeys(names, VIDEO), handle)
+    kept = [name for i, name in enumerate(names) if i not in (3, 5)]
+    maps = {name: [one[0] for one in maps_of(rng, 1, 14, 50)] for name in kept}
+    for name, one in maps.items():
+        score_tables.write_table("output/BMN_results/%s.csv" % name, *one)
+    return {"video_info": "info.csv", "video_anno": "anno.json", "result_file": "result.json"}, maps
+
+
+def test_tables_give_what_memory_gives(job):
+    opt, maps = job
+    kept = {name: post_processing.proposals(*(one[None] for one in its_maps), DEFAULTS)[0]
+            for name, its_maps in maps.items()}
+    post_processing.write_result("memory.json", dict.fromkeys(maps, VIDEO), kept)
+    for processes in (1, 3, 8):
+        post_processing.BMN_post_processing({**opt, "post_process_thread": processes})
+        with open("memory.json", "rb") as ours, open("result.json", "rb") as theirs:
+            assert ours.read() == theirs.read()
+
+
+def test_tables_of_other_programs_are_read(job):
+    """Other columns' order, another precision, segments off the grid, a blank line at the end."""
+    opt, maps = job
+    post_processing.BMN_post_processing(opt)
+    rows = [(0.5, 0.111, 0.52), (0.25, 0.1, 0.5), (0.125, 0.6, 0.7), (0.0625, 0.61, 0.7)]
+    with open("output/BMN_results/v_1.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["score", "xmax", "xmin", "more"])
+        writer.writerows([score, xmax, xmin, "text"] for score, xmin, xmax in rows)
+        handle.write("\n")
+    post_processing.BMN_post_processing(opt)
+    with open("result.json") as handle:
+        results = json.load(handle)["results"]
+    assert list(results) == [name[2:] for name in maps]
+    seconds = 2992.0 / 3001 * 123.4
+    np.testing.assert_allclose([[row["score"], *np.array(row["segment"]) / seconds] for row in results["1"]],
+                               soft_nms_by_the_rule(rows, DEFAULTS), rtol=1e-12)
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "does not exist"), ("", "not a table"), ("xmin,xmax,score\n", "no rows"),
+    ("xmin,xmax,score\n0,0.5,high\n", "not a table"), ("xmin,xmax,score\n0,0.5,nan\n", "not finite"),
+    ("xmin,xmax,score\n0,0.5,1\n0,0.5", "not a table"), ("a,b\n1,2\n", "not a table")])
+def test_a_broken_table_is_named_and_the_result_stays(job, content, words):
+    opt, _ = job
+    with open("result.json", "w") as handle:
+        handle.write("old")
+    os.remove("output/BMN_results/v_7.csv")
+    if content is not None:
+        with open("output/BMN_results/v_7.csv", "w") as handle:
+            handle.write(content)
+    with pytest.raises(UserError, match="v_7.csv.*%s.*--save_csv 1" % words):
+        post_processing.BMN_post_processing(opt)
+    with open("result.json") as handle:
+        assert handle.read() == "old"
+    assert [name for name in os.listdir(".") if name.endswith(".tmp")] == []
