@@ -1,0 +1,23 @@
+"""main.py, where every rank also writes down what its weights are after each epoch: digests.<rank>, a line each."""
+import hashlib
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+import main  # isort: skip
+
+import checkpoint
+from errors import run_as_program
+
+_training_state = checkpoint.training_state
+
+
+def _noted(network, *rest):
+    weights = b"".join(weight.detach().cpu().numpy().tobytes() for _, weight in sorted(network.named_parameters()))
+    with open("digests.%s" % os.environ.get("RANK", "0"), "a") as handle:
+        handle.write(hashlib.sha256(weights).hexdigest() + "\n")
+    return _training_state(network, *rest)
+
+
+checkpoint.training_state = _noted
+run_as_program(main.main)
