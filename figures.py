@@ -54,7 +54,7 @@ def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
         confidence_map: [2, T, T], channel 0 regression, 1 classification, at [start, end]; cells with start > end are
             not shown.
         proposals: [n, 3] (score, xmin, xmax as fractions), best first; the first ten are drawn.
-        truth: (start, end, label) of each annotated action, in seconds.
+        truth: (start, end, label) of each annotated action, in seconds, by start.
     """
     figure = Figure(figsize=(13, 6), constrained_layout=True)
     FigureCanvasAgg(figure)
@@ -66,12 +66,12 @@ def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
     curves.plot(at, end, color=END_COLOUR, label="end")
     curves.set_ylim(0, 1)
     curves.set_ylabel("probability")
-    curves.legend(loc="upper right", ncol=2, frameon=False)
+    curves.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=2, frameon=False)
     bars = figure.add_subplot(grid[1, 0], sharex=curves)
     draw_time_axis(bars, seconds, proposals[:10], truth)
     for axes in (curves, bars):
         for first, last, _ in truth:
-            axes.axvspan(first, last, color=TRUTH_COLOUR, alpha=0.12, linewidth=0)
+            axes.axvspan(first, last, color=TRUTH_COLOUR, alpha=0.12, linewidth=0, zorder=0)
     square = figure.add_subplot(grid[:, 1])
     draw_confidence(figure, square, seconds, confidence_map, truth)
     return figure
@@ -79,18 +79,42 @@ def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
 
 def draw_time_axis(axes, seconds, proposals, truth):
     """Ground truth above, proposals [n, 3] (score, xmin, xmax) below it in order, on an axis of seconds."""
-    for first, last, label in truth:
-        axes.barh(-1, last - first, left=first, height=0.8, color=TRUTH_COLOUR)
-        axes.annotate(label, ((first + last) / 2, -1), ha="center", va="center", fontsize=8, clip_on=True)
+    lanes = _lanes(truth, seconds)
+    height = max(lanes, default=-1) + 1
+    for (first, last, label), lane in zip(truth, lanes):
+        axes.barh(lane - height, last - first, left=first, height=0.8, color=TRUTH_COLOUR)
+        if _extent(first, last, label, seconds)[0] == first:
+            axes.annotate(" " + label, (first, lane - height), va="center", fontsize=8)
+        else:
+            axes.annotate(label + " ", (last, lane - height), va="center", ha="right", fontsize=8)
     for rank, (score, xmin, xmax) in enumerate(proposals):
         axes.barh(rank, (xmax - xmin) * seconds, left=xmin * seconds, height=0.8, color=PROPOSAL_COLOUR)
         axes.annotate(" %.3f" % score, (xmax * seconds, rank), va="center", fontsize=8)
-    axes.set_yticks(([-1] if len(truth) else []) + list(range(len(proposals))))
-    axes.set_yticklabels((["truth"] if len(truth) else []) + ["%d" % (rank + 1) for rank in range(len(proposals))])
+    axes.set_yticks(list(range(-height, len(proposals))))
+    axes.set_yticklabels(["truth"] * height + ["%d" % (rank + 1) for rank in range(len(proposals))])
     axes.set_ylabel("proposals and their scores")
-    axes.set_ylim(len(proposals) - 0.4, -1.6 if len(truth) else -0.6)
-    axes.set_xlim(0, seconds * 1.06)        # room for the score of a proposal that ends with the video
+    axes.set_ylim(len(proposals) - 0.4, -height - 0.6)
+    axes.set_xlim(0, seconds * 1.08)        # room for the score of a proposal that ends with the video
     axes.set_xlabel("seconds")
+
+
+def _lanes(truth, seconds):
+    """A row for each action, the first in which neither it nor its label meets an earlier one."""
+    free_from, lanes = [], []
+    for action in truth:
+        begin, end = _extent(*action, seconds)
+        lane = next((lane for lane, free in enumerate(free_from) if free <= begin), len(free_from))
+        free_from[lane:lane + 1] = [end]
+        lanes.append(lane)
+    return lanes
+
+
+def _extent(first, last, label, seconds):
+    """What an action and its label take: the label begins with the action, or ends with it where the axis does."""
+    width = (len(label) + 2) * 0.011 * seconds
+    if first + width > seconds:
+        return min(first, last - width), last
+    return first, max(last, first + width)
 
 
 def draw_confidence(figure, axes, seconds, confidence_map, truth):
@@ -100,8 +124,12 @@ def draw_confidence(figure, axes, seconds, confidence_map, truth):
     image = axes.imshow(np.ma.masked_where(~above, confidence).T, origin="lower", extent=(0, seconds, 0, seconds),
                         vmin=0, cmap="viridis", interpolation="nearest")
     for first, last, _ in truth:
-        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="k", markeredgewidth=3.5)
-        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="w", markeredgewidth=1.5)
+        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="k", markeredgewidth=3.5,
+                  clip_on=False)
+        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="w", markeredgewidth=1.5,
+                  clip_on=False)
+    axes.set_xlim(0, seconds)
+    axes.set_ylim(0, seconds)
     axes.set_xlabel("start (seconds)")
     axes.set_ylabel("end (seconds)")
     figure.colorbar(image, ax=axes, shrink=0.7,

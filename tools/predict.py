@@ -1,0 +1,180 @@
+"""Proposals of new videos: feature files and a checkpoint in, segments in seconds out. No annotations needed.
+
+    python3 tools/predict.py v_new.csv --duration 92.5 --checkpoint checkpoint/BMN_best.pth.tar
+    python3 tools/predict.py folder --duration lengths.csv --output predictions.json --plot pictures
+    python3 tools/predict.py folder --video_anno anno.json --plot pictures
+
+FEATURES is a file <video>.csv, .npy or .npz, a folder of such files, an HDF5 file or a packed file. A table of another
+length than the network's T is taken for raw snippets, and rescaled as tools/prepare_features.py does. --duration is
+the length in seconds, or a CSV file with the columns video and seconds; with --video_anno it comes from there, and the
+pictures show the annotated actions. The best proposals are printed, all of them are written to --output.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import device  # isort: skip  (before torch)
+import argparse
+import csv
+
+import numpy as np
+import torch
+from prepare_features import as_snippets, rescale_snippets
+from tqdm import tqdm
+
+import checkpoint
+import figures
+import post_processing
+from annotations import read_annotations
+from defaults import DEFAULTS, with_defaults
+from errors import UserError, run_as_program
+from feature_files import EXTENSIONS
+from features import FolderFeatures, open_source
+from files import check_writable
+from models import BMN
+from segments import proposal_seconds
+
+SNIPPET = 16        # frames of a raw snippet
+OPTIONS = checkpoint.NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
+
+
+def open_network(args):
+    """(network, complete options): those on the command line, else the checkpoint's own, else the defaults."""
+    recorded = checkpoint.read(args.checkpoint).get("options")
+    opt = {name: recorded[name] for name in OPTIONS if isinstance(recorded, dict) and name in recorded}
+    opt.update((name, getattr(args, name)) for name in OPTIONS if getattr(args, name) is not None)
+    opt = with_defaults(dict(opt, device=args.device))
+    network = BMN(opt)
+    checkpoint.load_network(args.checkpoint, network)
+    return network, opt
+
+
+def find_videos(path, opt):
+    """(source of features, names in it) for FEATURES."""
+    if not os.path.exists(path):
+        raise UserError("%s does not exist: give a feature file, or a folder of them" % path)
+    if path.endswith(EXTENSIONS) and os.path.isfile(path):
+        folder, file = os.path.split(path)
+        name = os.path.splitext(file)[0]
+        return FolderFeatures(folder, opt["temporal_scale"], opt["feat_dim"], {name: file}), [name]
+    source = open_source(dict(opt, data_path=path))
+    names = sorted(source.names())
+    if not names:
+        raise UserError("%s holds no features: files <video>.csv, .npy or .npz are looked for" % path)
+    return source, names
+
+
+def read_lengths(args, names):
+    """{name: annotation entry}; from --duration alone an entry says no more than the length.
+
+    Raises:
+        UserError: the length of a video is not known.
+    """
+    if args.video_anno:
+        known = read_annotations(args.video_anno)
+        source = "--video_anno " + args.video_anno
+    elif os.path.isfile(args.duration):
+        with open(args.duration, newline="") as handle:
+            rows = csv.DictReader(handle)
+            if not {"video", "seconds"} <= set(rows.fieldnames or ()):
+                raise UserError("--duration %s has no columns video and seconds: give such a file, or a number"
+                                % args.duration)
+            known = {row["video"]: {"duration_second": _seconds(row["seconds"])} for row in rows}
+        source = "--duration " + args.duration
+    else:
+        known = {name: {"duration_second": _seconds(args.duration)} for name in names}
+        source = "--duration"
+    videos = {}
+    for name in names:
+        entry = dict(known.get(name, ()))
+        if not isinstance(entry.get("duration_second"), (int, float)) or not 0 < entry["duration_second"] < 1e9:
+            raise UserError("%s gives video %s the length %r, a number of seconds above 0 is needed"
+                            % (source, name, entry.get("duration_second")))
+        entry.setdefault("duration_frame", SNIPPET)         # one snippet is the whole video: no rounding of lengths
+        entry.setdefault("feature_frame", entry["duration_frame"])
+        videos[name] = entry
+    return videos
+
+
+def _seconds(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def read_features(source, name, video, opt):
+    """float32 [C, T] of a video, rescaled where its table is of another length."""
+    table, rows_are_time = source.table(name)
+    scale = opt["temporal_scale"]
+    if scale in (table.shape[:1] if rows_are_time else table.shape):
+        return source.read(name)
+    raw = as_snippets(table, rows_are_time, opt["feat_dim"], "features of %s in %s" % (name, source.place))
+    rescaled = rescale_snippets(raw, len(raw) * SNIPPET, video["duration_second"], scale, SNIPPET)
+    return np.ascontiguousarray(rescaled.T, np.float32)
+
+
+def predict(network, runtime, features):
+    """(confidence map [2, T, T], start [T], end [T]) of one video, float32 arrays."""
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(features[None]).to(runtime.device), valid_only=True)
+    return tuple(output[0].float().cpu().numpy() for output in outputs)
+
+
+def print_table(name, video, found, top):
+    """The best proposals of a video, in seconds."""
+    seconds = proposal_seconds(video)
+    print("%s, %.1f seconds" % (name, video["duration_second"]))
+    print("%6s %10s %10s %10s %8s" % ("", "start", "end", "length", "score"))
+    for rank, (score, xmin, xmax) in enumerate(found[:top], 1):
+        print("%6d %10.2f %10.2f %10.2f %8.4f" % (rank, xmin * seconds, xmax * seconds, (xmax - xmin) * seconds, score))
+
+
+def draw(path, name, video, maps, found):
+    """The picture of a prediction, with the annotated actions where there are any."""
+    truth = sorted((*one["segment"], one.get("label", "")) for one in video.get("annotations") or ())
+    confidence_map, start, end = maps
+    figures.save(figures.prediction(name, proposal_seconds(video), start, end, confidence_map, found, truth), path)
+
+
+def main():
+    args = parse_arguments()
+    if args.output:
+        check_writable(args.output)
+    network, opt = open_network(args)
+    source, names = find_videos(args.features, opt)
+    videos = read_lengths(args, names)
+    with device.setup(opt) as runtime:
+        network.to(runtime.device).eval()
+        found = {}
+        for name in tqdm(names, "predicting", unit="video", disable=None if len(names) > 1 else True):
+            maps = predict(network, runtime, read_features(source, name, videos[name], opt))
+            found[name] = post_processing.proposals(*(one[None] for one in maps), opt)[0]
+            if args.plot:
+                draw(os.path.join(args.plot, name + ".png"), name, videos[name], maps, found[name])
+    for name in names:
+        print_table(name, videos[name], found[name], args.top)
+    if args.output:
+        post_processing.write_result(args.output, videos, found)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", metavar="FEATURES", help="file or folder of features")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
+    length.add_argument("--video_anno", help="annotation file: lengths, and actions for the pictures")
+    parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
+    parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
+    parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
+    parser.add_argument("--top", type=int, default=10, help="proposals to print (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
+    options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
+                                        "as in main.py)")
+    for name in OPTIONS:
+        options.add_argument("--" + name, type=type(DEFAULTS[name]))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_as_program(main)
