@@ -182,6 +182,7 @@ run_main() {
     trap 'interrupted INT 130' INT
     trap 'interrupted TERM 143' TERM
     echo "$case_name: its log is $log"
+    : >"$log"
     BMN_RUN=$run_id "${run_command[@]}" >"$log" 2>&1 &
     pid=$!
     # Which device it is and how many processes there are, as the program itself says it.
