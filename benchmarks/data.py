@@ -8,7 +8,6 @@ is in wall-clock time, on one processor and on two.
 """
 import argparse
 import contextlib
-import importlib.util
 import io
 import os
 import sys
@@ -20,9 +19,10 @@ import numpy as np
 import torch
 
 from dataset import VideoDataSet
-from errors import UserError, run_as_program
+from errors import run_as_program
 from feature_files import read_csv
 from features import open_features
+from reference import load_reference
 
 
 def make_data(folder, reference, count):
@@ -41,18 +41,6 @@ def make_data(folder, reference, count):
             handle.writelines(",".join(["%.12g"] * 400) % tuple(row) + "\n" for row in random.randn(100, 400).tolist())
     return {"mode": "train", "temporal_scale": 100, "feat_dim": 400, "video_info": os.path.join(folder, "info.csv"),
             "video_anno": os.path.join(annotations, "anet_anno_action.json"), "feature_path": folder + os.sep}
-
-
-def load_reference(reference, opt):
-    """The reference's training set, from its own files."""
-    spec = importlib.util.spec_from_file_location("reference_dataset", os.path.join(reference, "dataset.py"))
-    if spec is None or not os.path.exists(spec.origin):
-        raise UserError("--reference %s has no dataset.py: clone the reference there" % reference)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, reference)
-    with contextlib.redirect_stdout(io.StringIO()):
-        spec.loader.exec_module(module)
-        return module.VideoDataSet(opt, subset="train")
 
 
 def per_item(work, count, repeats=1):
@@ -89,7 +77,9 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         opt = make_data(folder, args.reference, args.videos)
-        theirs = load_reference(args.reference, opt)
+        reference, = load_reference(args.reference, "dataset")
+        with contextlib.redirect_stdout(io.StringIO()):
+            theirs = reference.VideoDataSet(opt, subset="train")
         packed = VideoDataSet(opt, "train", open_features(opt, theirs.video_list, log=lambda line: None))
         files = VideoDataSet(opt, "train")
         for index in range(0, len(packed), 7):      # the same items, and everything is in the page cache

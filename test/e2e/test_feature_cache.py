@@ -45,7 +45,7 @@ def command(root, opt, slowly=False):
 
 def start(root, opt, slowly=False, **how):
     return subprocess.Popen(command(root, opt, slowly), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            universal_newlines=True, **how)
+                            text=True, **how)
 
 
 def finished(process):
