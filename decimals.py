@@ -39,7 +39,7 @@ def decimal_text(values, separator):
         low = mantissa * (power & ((1 << LOW) - 1))
         high = mantissa * (power >> LOW) + (low >> LOW)
         low &= (1 << LOW) - 1
-        usable = (value >= 1e-11) & (value < 1) & (mantissa != 1 << 23)     # below a power of two floats are denser
+        usable = (value >= 1e-11) & (value < 1)     # (no power of two among them meets the denser floats below it)
         shift = np.where(usable, shift, 7)
         digits = (high << (LOW - shift)) + (low >> shift)                   # trunc(V), 17 digits
     rest = low & ((np.int64(1) << shift) - 1)
@@ -60,7 +60,6 @@ def decimal_text(values, separator):
             usable &= ~fits | (below != above)
             result = np.where(fits, digits - tail + ten * (below > above), result)
             dropped[fits] = places
-    usable &= result < 10 ** 17
 
     text = np.zeros((len(value), WIDTH), np.uint8)
     upper, lower = result // 10 ** 8, result % 10 ** 8

@@ -97,9 +97,8 @@ def grid_soft_nms(score, temporal_scale, opt):
         suppressed = flat[weaker]
         tied[video[suppressed == highest[video]]] = True                # an equal, suppressed before its turn
         flat[weaker] = suppressed * np.concatenate(factors)
-        flat[kept[:step + 1] + base] = -1                               # a factor may be 0
     kept_score[steps] = current.max(axis=1)
-    tied |= (kept_score[1:] == kept_score[:-1]).any(axis=0)             # an equal, whose turn is next
+    tied |= (kept_score[1:] == kept_score[:-1]).any(axis=0)             # an equal whose turn is next; or a -1 become -0
     return [soft_nms(xmin, xmax, score[video], opt) if tied[video] else
             np.stack([kept_score[:-1, video], xmin[kept[:, video]], xmax[kept[:, video]]], axis=1)[:WRITTEN]
             for video in range(batch)]

@@ -103,23 +103,36 @@ def test_zeros_are_taken_once_each():
 
 
 def test_negative_scores_follow_the_rule(rng):
-    confidence_map, start, end = maps_of(rng, 4, 10, 5)
+    confidence_map, start, end = maps_of(rng, 4, 10, 10 ** 6)
     assert_follows_the_rule(confidence_map - np.float32(0.5), start, end, DEFAULTS)
 
 
 def test_an_equal_score_is_noticed_though_it_is_suppressed_at_once():
-    """The second and the fourth row come to be equal and overlap: the one that was higher at first goes first."""
+    """[0, 3/4] makes [0, 1/4] and [0, 2/4] equal, which overlap: the latter goes first, having been higher."""
     opt = {"soft_nms_alpha": 1.0, "soft_nms_low_thres": 0.1, "soft_nms_high_thres": 0.1}
-    score = np.array([[1e-6, 0.2, 0.9, 0.5, 1e-6, 1e-6]])       # [0, 1/2] is row 1, [0, 3/4] row 2, [1/4, 1/2] row 3
-    one, other = np.exp(-np.square(np.array([2 / 3, 1 / 3])))
-    score[0, 1] = score[0, 3] * other / one
-    while score[0, 1] * one < score[0, 3] * other:
-        score[0, 1] = np.nextafter(score[0, 1], 1)
-    assert score[0, 1] * one == score[0, 3] * other and score[0, 1] > score[0, 3]
-    for rows in (score, score[:, [0, 3, 2, 1, 4, 5]]):
-        table = [(one, xmin, xmax) for one, xmin, xmax in zip(rows[0].tolist(), *score_tables.pairs(4)[2:])]
-        np.testing.assert_array_equal(post_processing.grid_soft_nms(rows, 4, opt)[0],
-                                      np.array(soft_nms_by_the_rule(table, opt)))
+    xmin, xmax = score_tables.pairs(4)[2:]
+    little, much = np.exp(-np.square(xmax[:2] / xmax[2]))
+    score = np.array([[0.5 * much / little, 0.5, 0.9, 0.01, 0.02, 0.03]])
+    while score[0, 0] * little < 0.5 * much:
+        score[0, 0] = np.nextafter(score[0, 0], 1)
+    while score[0, 0] * little > 0.5 * much:
+        score[0, 0] = np.nextafter(score[0, 0], 0)
+    assert score[0, 0] * little == 0.5 * much and score[0, 0] < 0.5
+    ours = post_processing.grid_soft_nms(score, 4, opt)[0]
+    theirs = soft_nms_by_the_rule(list(zip(score[0].tolist(), xmin.tolist(), xmax.tolist())), opt)
+    np.testing.assert_array_equal(ours, np.array(theirs))
+
+
+@pytest.mark.parametrize("rest", [[0.1, 0.11, 0.12], [0.8, 0.89, 0.7]])     # the equals' turn: second, or last
+def test_an_equal_score_is_noticed_elsewhere(rest):
+    """[0, 1/4] is equal to [0, 2/4] once the latter is suppressed: which goes first, having been higher."""
+    opt = {"soft_nms_alpha": 1.0, "soft_nms_low_thres": 0.6, "soft_nms_high_thres": 0.6}
+    xmin, xmax = score_tables.pairs(4)[2:]
+    score = np.array([[0, 0.5, 0.9, *rest]])
+    score[0, 0] = 0.5 * np.exp(-np.square(xmax[[1]] / xmax[2]))[0]
+    ours = post_processing.grid_soft_nms(score, 4, opt)[0]
+    theirs = soft_nms_by_the_rule(list(zip(score[0].tolist(), xmin.tolist(), xmax.tolist())), opt)
+    np.testing.assert_array_equal(ours, np.array(theirs))
 
 
 @pytest.mark.parametrize("levels", [3, 10 ** 6])
