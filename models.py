@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from boundary_matching import BoundaryMatching
+from cell_convolution import CellConvolutions
 from defaults import with_defaults
 from errors import UserError
 
@@ -31,10 +32,7 @@ class BMN(nn.Module):
         self.boundary_matching = BoundaryMatching(
             self.temporal_scale, self.num_sample, self.num_sample_perbin, self.prop_boundary_ratio,
             opt.get("bm_contraction", "auto"))
-        rows, cols = torch.triu(torch.ones(self.temporal_scale, self.temporal_scale)).nonzero().unbind(1)
-        cell = torch.full((self.temporal_scale, self.temporal_scale), len(rows), dtype=torch.int64)
-        cell[rows, cols] = torch.arange(len(rows))
-        self.cell = cell
+        self.cells = {valid_only: CellConvolutions(self.temporal_scale, valid_only) for valid_only in (False, True)}
 
         self.x_1d_b = nn.Sequential(
             nn.Conv1d(self.feat_dim, 256, kernel_size=3, padding=1, groups=4), nn.ReLU(inplace=True),
@@ -70,28 +68,39 @@ class BMN(nn.Module):
         base = self.x_1d_b(x)
         start = self.x_1d_s(base).squeeze(1)
         end = self.x_1d_e(base).squeeze(1)
-        confidence_map = self._proposal_evaluation(self.x_1d_p(base))
-        if valid_only:
-            confidence_map = torch.triu(confidence_map)
-        return confidence_map, start, end
+        return self._proposal_evaluation(self.x_1d_p(base), valid_only), start, end
 
-    def _proposal_evaluation(self, x):
-        # x [B, 256, T]; V [512, 256, N] -> [N, 512, 256]: a row of the table is one sample at one position
-        conv3d, conv2d = self.x_3d_p[0], self.x_2d_p[0]
-        weight = conv3d.weight.flatten(2).permute(2, 0, 1).reshape(-1, 256)         # [N*512, 256]
-        table = F.linear(x.transpose(1, 2), weight).view(x.shape[0], self.temporal_scale, self.num_sample, 512)
-        rows = self.boundary_matching(table) + conv3d.bias.to(table.dtype)         # [B, P, 512]
-        # cells with start > end sample nothing: the bias is all they have, the same for all of them
-        rows = torch.cat([rows, conv3d.bias.to(rows.dtype).expand(x.shape[0], 1, -1)], 1)
-        rows = F.relu(F.linear(F.relu(rows), conv2d.weight.flatten(1), conv2d.bias))        # [B, P+1, 128]
-        cells = rows.index_select(1, self.cell.flatten().to(x.device))
-        cells = cells.view(x.shape[0], self.temporal_scale, self.temporal_scale, 128).permute(0, 3, 1, 2)   # channels last
-        return self.x_2d_p[2:](cells)
+    def _proposal_evaluation(self, x, valid_only):
+        # x [B, 256, T], V [512, 256, N, 1, 1]: row t * N + n of the table is sample n at position t, 512 channels
+        weight = self.x_3d_p[0].weight.view(-1, self.num_sample).t().reshape(-1, 256)
+        table = F.linear(x.transpose(1, 2), weight).view(x.shape[0], -1, 512)       # [B, T*N, 512]
+        if x.device.type == "cpu" and self.boundary_matching.uses_bags(table):
+            logits = torch.stack([self._by_cell(video, self.cells[valid_only]) for video in table.unbind(0)])
+        else:
+            logits = self._by_map(table)
+        confidence_map = logits.view(-1, 2, self.temporal_scale, self.temporal_scale).sigmoid()
+        return torch.triu(confidence_map) if valid_only else confidence_map
+
+    def _proposals(self, table):
+        # [..., T*N, 512] -> [..., P + 1, 128]
+        rows = F.relu_(self.boundary_matching(table, self.x_3d_p[0].bias))
+        return F.relu_(F.linear(rows, self.x_2d_p[0].weight.flatten(1), self.x_2d_p[0].bias))
+
+    def _by_cell(self, table, cells):
+        first, second, last = self.x_2d_p[2], self.x_2d_p[4], self.x_2d_p[6]
+        rows = cells.first(self._proposals(table), first.weight, first.bias)
+        rows = cells.second(rows, second.weight, second.bias)
+        return F.linear(rows, last.weight.flatten(1), last.bias).t().index_select(1, cells.row)     # [2, T*T]
+
+    def _by_map(self, table):
+        rows = self._proposals(table).index_select(1, self.cells[False].source.to(table.device))
+        cells = rows.view(-1, self.temporal_scale, self.temporal_scale, 128).permute(0, 3, 1, 2)    # channels last
+        return self.x_2d_p[2:-1](cells)
 
     def _check(self, x):
-        if x.dim() != 3 or x.shape[1] != self.feat_dim or x.shape[2] != self.temporal_scale:
-            raise UserError("features of shape %s do not fit --feat_dim %d and --temporal_scale %d: [videos, %d, %d] "
-                            "is needed" % (list(x.shape), self.feat_dim, self.temporal_scale, self.feat_dim, self.temporal_scale))
+        if x.dim() != 3 or tuple(x.shape[1:]) != (self.feat_dim, self.temporal_scale):
+            raise UserError("features of shape %s are not [videos, %d, %d]: --feat_dim and --temporal_scale must be "
+                            "those of the features" % (list(x.shape), self.feat_dim, self.temporal_scale))
 
     def _drop_sample_mask(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         """The reference stores its sampling weights: their shape must fit, then they are left out."""
