@@ -55,8 +55,8 @@ def _received(ends):
             try:
                 outcome = end.recv()
             except EOFError:
-                raise UserError("a process that read the features died, perhaps for lack of memory: run it again with "
-                                "more memory") from None
+                raise UserError("a helper process died, perhaps for lack of memory: run it again with more "
+                                "memory") from None
             if outcome is None:
                 ends.remove(end)
             elif isinstance(outcome, Exception):

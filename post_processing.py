@@ -9,7 +9,8 @@ from annotations import read_videos, video_id
 from defaults import with_defaults
 from errors import UserError
 from files import replacing
-from score_tables import FOLDER, decode, pairs, process_pool, read_table
+from parallel import share
+from score_tables import FOLDER, decode, pairs, read_table
 from segments import iou, proposal_seconds
 
 KEPT = 101              # soft-NMS stops here,
@@ -154,12 +155,10 @@ def BMN_post_processing(opt):
     """
     opt = with_defaults(opt)
     videos = read_videos(opt, "validation")
-    names = list(videos)
-    workers = min(opt["post_process_thread"], len(names))
-    with process_pool(workers) as pool:
-        kept = pool.map(functools.partial(_proposals_of_table, opt=opt), names, chunksize=8)
-        write_result(opt["result_file"], videos, dict(zip(names, kept)))
-
-
-def _proposals_of_table(name, opt):
-    return soft_nms(*read_table(os.path.join(FOLDER, name + ".csv")), opt)
+    proposals_of = {}
+    for outcome in share(lambda name: (name, soft_nms(*read_table(os.path.join(FOLDER, name + ".csv")), opt)),
+                         list(videos), opt["post_process_thread"]):
+        if isinstance(outcome, UserError):
+            raise outcome
+        proposals_of.update([outcome])
+    write_result(opt["result_file"], videos, proposals_of)

@@ -1,11 +1,15 @@
 """The scored pairs of a video: decoding the network's maps, and the CSV table that the reference keeps of them."""
 import collections
 import concurrent.futures
+import concurrent.futures.process
+import contextlib
 import csv
 import functools
 import multiprocessing
 import os
 import signal
+import threading
+import time
 
 import numpy as np
 
@@ -58,20 +62,6 @@ def score_table(confidence_map, start, end):
     return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
 
 
-def process_pool(processes):
-    """Helper processes that yield to the network and leave Ctrl-C to the main process.
-
-    They are forked where there is fork, so that a caller needs no ``__main__`` guard.
-    """
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    return concurrent.futures.ProcessPoolExecutor(processes, context, _start_helper)
-
-
-def _start_helper():
-    os.nice(10)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def write_table(path, confidence_map, start, end):
     """Write the table of one video: the text of ``repr`` of every float64 of :func:`score_table`.
 
@@ -112,7 +102,8 @@ class CsvExport:
 
     def __init__(self, folder, processes):
         self.folder, self.limit = folder, PENDING * processes
-        self.pool = process_pool(processes)
+        context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+        self.pool = concurrent.futures.ProcessPoolExecutor(processes, context, _start_helper, (os.getpid(),))
         self.waiting = collections.deque()
 
     def add(self, names, confidence_map, start, end):
@@ -121,9 +112,10 @@ class CsvExport:
         Raises:
             UserError: an earlier table could not be written.
         """
-        self.waiting.append(self.pool.submit(_write_tables, self.folder, list(names), confidence_map, start, end))
-        while self.waiting and (self.waiting[0].done() or len(self.waiting) > self.limit):
-            self.waiting.popleft().result()
+        with _lost_helper_is_reported():
+            self.waiting.append(self.pool.submit(_write_tables, self.folder, list(names), confidence_map, start, end))
+            while self.waiting and (self.waiting[0].done() or len(self.waiting) > self.limit):
+                self.waiting.popleft().result()
 
     def __enter__(self):
         return self
@@ -131,8 +123,9 @@ class CsvExport:
     def __exit__(self, kind, error, trace):
         """Wait for all; after an error of the caller write no more."""
         try:
-            while self.waiting and kind is None:
-                self.waiting.popleft().result()
+            with _lost_helper_is_reported():
+                while self.waiting and kind is None:
+                    self.waiting.popleft().result()
         finally:
             for one in self.waiting:
                 one.cancel()
@@ -142,6 +135,28 @@ class CsvExport:
 def _write_tables(folder, names, confidence_map, start, end):
     for name, *maps in zip(names, confidence_map, start, end):
         write_table(os.path.join(folder, name + ".csv"), *maps)
+
+
+def _start_helper(parent):
+    """A helper yields to the network, leaves Ctrl-C to its parent, and does not outlive it."""
+    os.nice(10)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def leave_with_parent():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _lost_helper_is_reported():
+    try:
+        yield
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError("a process that wrote tables died, perhaps for lack of memory: try a smaller "
+                        "--post_process_thread, or --save_csv 0") from None
 
 
 def read_table(path):

@@ -225,7 +225,7 @@ def test_a_broken_table_is_named_and_the_result_stays(job, content, words):
     if content is not None:
         with open("output/BMN_results/v_7.csv", "w") as handle:
             handle.write(content)
-    with pytest.raises(UserError, match="v_7.csv.*%s.*--save_csv 1" % words):
+    with pytest.raises(UserError, match=r"v_7.csv.*%s.*--save_csv 1" % words):
         post_processing.BMN_post_processing(opt)
     with open("result.json") as handle:
         assert handle.read() == "old"

@@ -1,6 +1,10 @@
 """Decoding, and the CSV tables: exact digits, exact columns, whole files."""
 import csv
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -91,3 +95,44 @@ def test_export_ends_with_the_error_of_its_caller(rng, tmp_path):
     with pytest.raises(KeyError), score_tables.CsvExport(str(tmp_path), 1) as export:
         export.add(["v_a"], *(one[None] for one in maps_of(rng, 5)))
         raise KeyError("the network failed")
+
+
+def test_a_lost_helper_is_reported(rng, tmp_path):
+    maps = [one[None] for one in maps_of(rng, 5)]
+    with pytest.raises(UserError, match=r"died.*--save_csv 0"), score_tables.CsvExport(str(tmp_path), 1) as export:
+        export.add(["v_a"], *maps)
+        export.waiting[-1].result()
+        for process in list(export.pool._processes.values()):
+            os.kill(process.pid, signal.SIGKILL)
+        for _ in range(100):
+            export.add(["v_a"], *maps)
+            time.sleep(0.05)
+
+
+def test_helpers_end_with_a_killed_parent(root, tmp_path):
+    program = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import numpy as np, score_tables
+with score_tables.CsvExport(sys.argv[2], 2) as export:
+    for name in "ab":
+        export.add([name], np.ones((1, 2, 5, 5), np.float32), *np.ones((2, 1, 5), np.float32))
+    print(*[process.pid for process in export.pool._processes.values()], flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program, root, str(tmp_path)], stdout=subprocess.PIPE) as parent:
+        helpers = parent.stdout.readline().split()
+        parent.kill()
+    assert helpers
+    deadline = time.time() + 20
+    while any(is_running(int(pid)) for pid in helpers) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(is_running(int(pid)) for pid in helpers)
+
+
+def is_running(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as handle:
+            return handle.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
