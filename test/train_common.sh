@@ -16,7 +16,7 @@ usage() {
     sed -n '2,/^# shellcheck/{/^# shellcheck/d; s/^# //p}' "$0"
     cat <<'TEXT'
 
-  --data_path=DIR       folder that holds csv_mean_100 (needed)
+  --data_path=DIR       folder that holds csv_mean_100 (needed), or a file of features
   --pth_path=FILE       checkpoint that finetune and eval start from
   --batch_size=N        videos a step, over all processes together
   --train_epochs=N
@@ -93,10 +93,11 @@ check_numbers() {
 }
 
 check_data_path() {
-    if [ ! -d "$data_path" ]; then
-        die "--data_path: there is no folder $data_path: give the one that holds csv_mean_100"
-    elif [ -z "$(ls -A "$data_path")" ]; then
-        die "--data_path: the folder $data_path is empty: give the one that holds csv_mean_100"
+    local what="give the folder that holds csv_mean_100, or a file of features"
+    if [ ! -e "$data_path" ]; then
+        die "--data_path: there is no $data_path: $what"
+    elif [ -d "$data_path" ] && [ -z "$(ls -A "$data_path")" ]; then
+        die "--data_path: the folder $data_path is empty: $what"
     fi
 }
 

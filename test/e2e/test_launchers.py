@@ -215,7 +215,7 @@ def test_data_path_is_needed(project):
 
 
 @pytest.mark.parametrize("args, sentence", [
-    (["--data_path=no/such"], "there is no folder"),
+    (["--data_path=no/such"], "there is no "),
     (["--data_path=empty folder"], "is empty"),
     (["--batch_size=many"], "--batch_size=many: give a whole number"),
     (["--nproc=0"], "--nproc=0: give a whole number"),
