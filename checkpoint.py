@@ -18,6 +18,7 @@ from collections import OrderedDict
 import torch
 
 import unpickling
+from defaults import DEFAULTS
 from errors import UserError
 from files import replacing
 
@@ -167,6 +168,30 @@ def put_network(state, model):
                 state["path"], name, tuple(found[name].shape), shape,
                 ", give the --%s that it was trained with" % option if option else ""))
     model.load_state_dict(OrderedDict((name, found[name]) for name in wanted))
+
+
+def network_options(state, given):
+    """The options of the network in ``state``: what its tensors and options say, else what is given, else defaults.
+
+    Args:
+        given: {option: value}; None is not given, and other options are left out.
+
+    Raises:
+        UserError: what is given contradicts the checkpoint.
+    """
+    tensors, options = state["state_dict"], state.get("options")
+    known = {name: options[name] for name in NETWORK_OPTIONS if name in options} if isinstance(options, dict) else {}
+    if "x_1d_b.0.weight" in tensors:
+        known["feat_dim"] = 4 * tensors["x_1d_b.0.weight"].shape[1]         # 4 groups
+    if "x_3d_p.0.weight" in tensors:
+        known["num_sample"] = tensors["x_3d_p.0.weight"].shape[2]
+    if "sample_mask" in tensors:
+        known["temporal_scale"] = len(tensors["sample_mask"])
+    for name in NETWORK_OPTIONS:
+        if given.get(name) is not None and known.setdefault(name, given[name]) != given[name]:
+            raise UserError("--%s %s is given, but %s was made with %s"
+                            % (name, given[name], state["path"], known[name]))
+    return {name: known.get(name, DEFAULTS[name]) for name in NETWORK_OPTIONS}
 
 
 def _check_options(state, wanted):

@@ -17,33 +17,14 @@ import sys
 from collections import OrderedDict
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import numpy as np
 import torch
 
 import checkpoint
-from boundary_matching import dense_weights
+from boundary_matching import sampling_entries
 from defaults import DEFAULTS
 from errors import UserError, run_as_program
 from models import BMN
-
-
-def network_options(state, given):
-    """{option: value} of the network in ``state``: what its tensors and options say, then ``given``, then defaults.
-
-    Raises:
-        UserError: what is given contradicts the checkpoint.
-    """
-    tensors, options = state["state_dict"], state.get("options")
-    known = {name: options[name] for name in checkpoint.NETWORK_OPTIONS if name in options} if options else {}
-    if "x_1d_b.0.weight" in tensors:
-        known["feat_dim"] = 4 * tensors["x_1d_b.0.weight"].shape[1]         # 4 groups
-    if "x_3d_p.0.weight" in tensors:
-        known["num_sample"] = tensors["x_3d_p.0.weight"].shape[2]
-    if "sample_mask" in tensors:
-        known["temporal_scale"] = len(tensors["sample_mask"])
-    for name, value in given.items():
-        if known.setdefault(name, value) != value:
-            raise UserError("--%s %s is given, but %s was made with %s" % (name, value, state["path"], known[name]))
-    return {name: known.get(name, DEFAULTS[name]) for name in checkpoint.NETWORK_OPTIONS}
 
 
 def convert(state, options, form, half):
@@ -69,10 +50,15 @@ def convert(state, options, form, half):
 
 
 def sample_mask(options):
-    """The reference's sampling weights [T, N*T*T], float32."""
-    weights = dense_weights(*(options[name] for name in (
-        "temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio")))
-    return torch.from_numpy(weights).view(options["temporal_scale"], -1)
+    """The reference's sampling weights [T, N*T*T], indices t, n, s, e; float32."""
+    scale, samples, bins, ratio = (options[name] for name in (
+        "temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio"))
+    key, value = sampling_entries(scale, samples, bins, ratio)
+    proposal, (n, t) = key // (samples * scale), np.divmod(key % (samples * scale), scale)
+    start, end = np.triu_indices(scale)
+    weights = np.zeros((scale, samples, scale, scale), np.float32)
+    weights[t, n, start[proposal], end[proposal]] = value
+    return torch.from_numpy(weights).view(scale, -1)
 
 
 def to_half(name, tensor):
@@ -96,8 +82,7 @@ def main():
         parser.add_argument("--" + name, type=type(DEFAULTS[name]), help="where the checkpoint does not say it")
     given = vars(parser.parse_args())
     state = checkpoint.read(given["source"])
-    options = network_options(state, {name: given[name] for name in checkpoint.NETWORK_OPTIONS
-                                      if given[name] is not None})
+    options = checkpoint.network_options(state, given)
     checkpoint.write(given["target"], convert(state, options, given["to"], given["half"]))
     print("%s: %s, epoch %d, %s, %.1f MB" % (
         given["target"], "our form" if given["to"] == "ours" else "the reference's form", state["epoch"],

@@ -1,0 +1,214 @@
+"""Write the network as ONNX, as Ascend's offline inference expects it: image -> confidence_map, start, end.
+
+    python3 tools/export_onnx.py checkpoint/BMN_best.pth.tar bmn_bs1.onnx --batch 1
+    python3 tools/export_onnx.py checkpoint/BMN_best.pth.tar bmn.onnx --batch 0          # any batch
+
+The sampling weights of the BM layer, 65 MB as a matrix, are not in the file: some twelve nodes rebuild them from
+0.8 MB of constants, once, when the file is loaded. The result is checked by onnx.checker, and where onnxruntime is
+installed, run on it beside PyTorch.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import device  # isort: skip  # noqa: F401  (before torch)
+import argparse
+import inspect
+import logging
+import warnings
+
+import numpy as np
+import torch
+
+import checkpoint
+from boundary_matching import sampling_entries
+from defaults import DEFAULTS
+from errors import UserError, run_as_program
+from files import replacing
+from models import BMN
+from onnx_network import OnnxNetwork, import_or_say
+
+TOLERANCE = 1e-5
+OUTPUTS = ["confidence_map", "start", "end"]
+
+
+class GivenSampling:
+    """In the place of boundary_matching.BoundaryMatching: the dense product, with weights from outside."""
+
+    def __init__(self, weights):
+        self.weights = weights          # [P + 1, T*N]
+
+    def uses_bags(self, table):
+        return False
+
+    def __call__(self, table, bias):
+        return torch.matmul(self.weights, table) + bias
+
+
+class WithSampling(torch.nn.Module):
+    """The network with its sampling weights as a second input: so no exporter can bake them into the file."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image, sampling):
+        self.network.boundary_matching = GivenSampling(sampling)
+        return self.network(image)
+
+
+def export(network, path, batch, opset, exporter):
+    """Write ``network`` (on the CPU, in evaluation mode) to ``path``.
+
+    Args:
+        batch: videos at once; 0 leaves it open.
+        opset: version of ONNX's operators.
+        exporter: "old" (TorchScript), "new" (torch.export), or "auto": the new one from opset 18 on.
+
+    Raises:
+        UserError: a package is missing, or this PyTorch does not have the exporter.
+    """
+    onnx = import_or_say("onnx", "tools/export_onnx.py")
+    has_new = "dynamo" in inspect.signature(torch.onnx.export).parameters
+    if exporter == "auto":
+        exporter = "new" if has_new and opset >= 18 else "old"
+    if exporter == "new" and (not has_new or opset < 18):
+        raise UserError("--exporter new needs PyTorch 2.5 and --opset 18 or later, these are %s and %d: give "
+                        "--exporter old" % (torch.__version__, opset))
+    weights = sampling_matrix(network)
+    kept, network.boundary_matching = network.boundary_matching, None
+    how = {"input_names": ["image", "sampling"], "output_names": OUTPUTS, "opset_version": opset}
+    if exporter == "new":
+        import_or_say("onnxscript", "--exporter new")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        how.update(dynamo=True, external_data=False, verbose=False)
+        if batch == 0:
+            how["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch")}, "sampling": None}
+    else:
+        how.update({"dynamo": False} if has_new else {})
+        if batch == 0:
+            how["dynamic_axes"] = {name: {0: "batch"} for name in ["image"] + OUTPUTS}
+    image = torch.rand(batch or 2, network.feat_dim, network.temporal_scale)
+    try:
+        with replacing(path) as temporary:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")     # on deprecations, and on shape checks that a trace leaves out
+                try:
+                    torch.onnx.export(WithSampling(network), (image, torch.from_numpy(weights)), temporary, **how)
+                except (RuntimeError, ValueError) as error:
+                    raise UserError("the %s exporter of PyTorch %s cannot write opset %d (%s): try another --opset or "
+                                    "--exporter" % (exporter, torch.__version__, opset,
+                                                    str(error).splitlines()[0])) from error
+            model = onnx.load(temporary)
+            if model.opset_import[0].version != opset:      # PyTorch only warns
+                raise UserError("the %s exporter of PyTorch %s wrote opset %d instead of %d: give another --opset"
+                                % (exporter, torch.__version__, model.opset_import[0].version, opset))
+            rebuild_sampling(model.graph, network, weights)
+            onnx.checker.check_model(model)
+            onnx.save(model, temporary)
+    finally:
+        network.boundary_matching = kept
+
+
+def sampling_matrix(network):
+    """The sampling weights [P + 1, T*N]: proposals s <= e row by row, and last one that samples nothing."""
+    scale, samples = network.temporal_scale, network.num_sample
+    key, value = sampling_entries(scale, samples, network.num_sample_perbin, network.prop_boundary_ratio)
+    weights = np.zeros((scale * (scale + 1) // 2 + 1, samples, scale), np.float32)
+    weights.reshape(-1)[key] = value
+    return np.ascontiguousarray(weights.transpose(0, 2, 1)).reshape(len(weights), -1)
+
+
+def rebuild_sampling(graph, network, weights):
+    """Replace the graph's input "sampling" [P + 1, T*N] by nodes that compute it from small constants.
+
+    A point x gives position t the weight max(0, 1 - |t - x|), and the points of all proposals of one length are the
+    same, shifted: so the weights of a length d at distance r = t - s from the start are made once, and gathered for
+    each proposal. Position 0, where the reference treats points in (-1, 0) in its own way, is stored as it is.
+    """
+    from onnx import helper, numpy_helper
+    scale, samples, bins = network.temporal_scale, network.num_sample, network.num_sample_perbin
+    start, end = np.triu_indices(scale)
+    length = np.arange(scale, dtype=np.float64)[:, None]            # e - s
+    margin = (length + 2) * network.prop_boundary_ratio
+    point = -margin + (length + 1 + 2 * margin) / (samples * bins - 1) * np.arange(samples * bins)     # [T, N*K]
+    whole = np.floor(point)             # apart from the fraction, so that float32 keeps seven digits of that
+    distances = 2 * scale - 1           # r = -(T-1) .. T-1
+    at_0 = np.zeros((len(start) + scale, samples), np.float32)      # after those of the proposals, rows of zeros
+    at_0[:len(start)] = weights.reshape(-1, scale, samples)[:-1, 0]
+    row_at_0 = scale * distances + np.arange(len(start) + 1)
+    row_of_start = np.append((end - start) * distances + scale - 1 - start, row_at_0[-1])
+    constants = {
+        "distance": np.arange(1 - scale, scale, dtype=np.float32).reshape(1, -1, 1),
+        "whole": whole.astype(np.float32)[:, None], "fraction": (point - whole).astype(np.float32)[:, None],
+        "one": np.float32([1]),
+        "mean": np.repeat(np.eye(samples, dtype=np.float32), bins, axis=0) / np.float32(bins),          # [N*K, N]
+        "flat": np.int64([scale * distances, samples]),
+        "at_0": at_0, "row_at_0": row_at_0.astype(np.int32)[:, None],
+        "row_of_start": row_of_start.astype(np.int32)[:, None],
+        "position": np.arange(1, scale, dtype=np.int32)[None], "shape": np.int64([len(weights), scale * samples]),
+    }
+    steps = [           # operator, inputs, output, attributes
+        ("Sub", ("distance", "whole"), "d1", {}), ("Sub", ("d1", "fraction"), "d2", {}), ("Abs", ("d2",), "d3", {}),
+        ("Sub", ("one", "d3"), "d4", {}), ("Relu", ("d4",), "share", {}),       # [T, 2T-1, N*K]
+        ("MatMul", ("share", "mean"), "sample", {}), ("Reshape", ("sample", "flat"), "shifted", {}),
+        ("Concat", ("shifted", "at_0"), "rows", {"axis": 0}),                   # [T*(2T-1) + P + T, N]
+        ("Add", ("row_of_start", "position"), "row_after_0", {}),               # [P + 1, T-1]
+        ("Concat", ("row_at_0", "row_after_0"), "row", {"axis": 1}),            # [P + 1, T]
+        ("Gather", ("rows", "row"), "gathered", {"axis": 0}), ("Reshape", ("gathered", "shape"), "", {})]
+
+    def named(name):
+        return "sampling" + ("/" + name if name else "")
+
+    nodes = [helper.make_node(operator, [named(name) for name in inputs], [named(output)],
+                                   name=named(output) + "/node", **attributes)
+             for operator, inputs, output, attributes in steps]
+    graph.initializer.extend(numpy_helper.from_array(value, named(name)) for name, value in constants.items())
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    graph.input.remove(next(value for value in graph.input if value.name == "sampling"))
+
+
+def compare(network, path, batches):
+    """Largest difference between onnxruntime and PyTorch over the outputs, at each batch size.
+
+    Raises:
+        UserError: onnxruntime is missing.
+    """
+    onnx_network = OnnxNetwork(path)
+    differences = {}
+    for batch in batches:
+        image = torch.rand(batch, network.feat_dim, network.temporal_scale)
+        with torch.no_grad():
+            pairs = zip(onnx_network(image), network(image))
+        differences[batch] = max(float((one - other).abs().max()) for one, other in pairs)
+    return differences
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="any checkpoint of this network")
+    parser.add_argument("target", help="file to write")
+    parser.add_argument("--batch", type=int, default=1, help="videos at once; 0: any number (default 1)")
+    parser.add_argument("--opset", type=int, default=11, help="version of ONNX's operators (default 11)")
+    parser.add_argument("--exporter", choices=("auto", "old", "new"), default="auto",
+                        help="old: TorchScript; new: torch.export; auto: new from opset 18 on")
+    for name in checkpoint.NETWORK_OPTIONS:
+        parser.add_argument("--" + name, type=type(DEFAULTS[name]), help="where the checkpoint does not say it")
+    args = parser.parse_args()
+    state = checkpoint.read(args.checkpoint)
+    network = BMN(checkpoint.network_options(state, vars(args))).eval()
+    checkpoint.put_network(state, network)
+    export(network, args.target, args.batch, args.opset, args.exporter)
+    print("%s: %.1f MB, valid ONNX, opset %d, batch %s" % (
+        args.target, os.path.getsize(args.target) / 1e6, args.opset, args.batch or "open"))
+    differences = compare(network, args.target, [args.batch] if args.batch else [1, 8])
+    for batch, difference in differences.items():
+        print("largest difference from PyTorch at batch %d: %.1e" % (batch, difference))
+    if max(differences.values()) > TOLERANCE:
+        raise UserError("%s differs from PyTorch by more than %g: do not use it, try another --exporter or --opset"
+                        % (args.target, TOLERANCE))
+
+
+if __name__ == "__main__":
+    run_as_program(main)
