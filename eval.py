@@ -37,15 +37,19 @@ def read_ground_truth(path, subset=SUBSET):
     return _with_segments(segments, "ground truth %s" % path, subset)
 
 
+def ground_truth_file(opt):
+    """--ground_truth, else the reference's default file where it exists, else None: derive it."""
+    return opt["ground_truth"] or (GROUND_TRUTH if os.path.isfile(GROUND_TRUTH) else None)
+
+
 def ground_truth_of(opt, subset=SUBSET):
-    """As :func:`read_ground_truth`, of --ground_truth, else of the reference's default file where it exists, else
-    derived from the annotation files, which is said in one line."""
-    if opt["ground_truth"]:
-        return read_ground_truth(opt["ground_truth"], subset)
-    if os.path.isfile(GROUND_TRUTH):
-        return read_ground_truth(GROUND_TRUTH, subset)
-    print("Ground truth: derived from %s and %s (no --ground_truth, no %s)"
-          % (opt["video_info"], opt["video_anno"], GROUND_TRUTH))
+    """As :func:`read_ground_truth`, of :func:`ground_truth_file`, else derived from the annotation files: said in one
+    line."""
+    path = ground_truth_file(opt)
+    if path:
+        return read_ground_truth(path, subset)
+    print("ground truth: derived from %s and %s (no --ground_truth, no %s)"
+          % (opt["video_info"], opt["video_anno"], GROUND_TRUTH), flush=True)
     segments = {video_id(name): [(float(one["segment"][0]), float(one["segment"][1]), one.get("label"))
                                  for one in video["annotations"]]
                 for name, video in read_videos(opt, subset).items()}
@@ -68,9 +72,10 @@ def read_proposals(path):
     """
     content = read_json(path, "result file (--result_file)")
     try:
-        results = {name: np.array([(one["score"], *one["segment"]) for one in its_proposals],
-                                  np.float64).reshape(-1, 3)
-                   for name, its_proposals in content["results"].items()}
+        results = {name: np.array([[one["score"], *one["segment"]] for one in rows] or np.empty((0, 3)), np.float64)
+                   for name, rows in content["results"].items()}
+        if any(rows.shape[1:] != (3,) or not np.isfinite(rows).all() for rows in results.values()):
+            raise ValueError("a score or a segment is not of finite numbers")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("result file %s does not hold proposals (%s: %s): it should look like "
                         '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
@@ -78,6 +83,36 @@ def read_proposals(path):
     if not any(map(len, results.values())):
         raise UserError("result file %s holds no proposal: run --mode inference again" % path)
     return results
+
+
+def ranked(proposals):
+    """Segments [n, 2] of proposals [n, 3] (score, start, end), best first, equal scores as they come."""
+    return proposals[np.argsort(-proposals[:, 0], kind="stable"), 1:]
+
+
+def first_hits(segments, video_of, candidates, tiou_thresholds):
+    """Rank, from 0, of the best candidate that matches an annotated segment.
+
+    Args:
+        segments: float64 [G, 2] (start, end); video_of: int [G], whose they are.
+        candidates: for each video float64 [n, 2], best first.
+        tiou_thresholds: [H].
+
+    Returns:
+        int [H, G]; the largest int where none matches.
+    """
+    count = np.array([len(one) for one in candidates])
+    lengths = count[video_of]
+    segment = np.repeat(np.arange(len(segments)), lengths)              # [pairs], every segment with every candidate
+    rank = np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    candidate = np.concatenate(candidates)[np.repeat((np.cumsum(count) - count)[video_of], lengths) + rank]
+    overlap = tiou(candidate[:, 0], candidate[:, 1], segments[segment, 0], segments[segment, 1])
+    first = np.full((len(tiou_thresholds), len(segments)), np.iinfo(int).max)
+    for row, threshold in zip(first, tiou_thresholds):
+        hit = np.flatnonzero(overlap >= threshold)
+        found, where = np.unique(segment[hit], return_index=True)       # of equals the first: the best ranked
+        row[found] = rank[hit[where]]
+    return first
 
 
 def average_recall(ground_truth, proposals, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS):
@@ -92,43 +127,39 @@ def average_recall(ground_truth, proposals, max_avg_nr_proposals=100, tiou_thres
     Returns:
         (average numbers [100], mean recall [100], recall [H, 100]).
     """
-    videos = len(ground_truth)
-    count = sum(map(len, proposals.values()))
+    videos, count = len(ground_truth), sum(map(len, proposals.values()))
     wanted = max_avg_nr_proposals or float(count) / videos
     ratio = wanted * float(videos) / count
+    kept = [ranked(proposals.get(name, np.empty((0, 3)))) for name in ground_truth]
+    kept = [one[:int(len(one) * ratio)] for one in kept]
+    segments, video_of = _flat(ground_truth)
 
-    kept, segments, video_of = [], [], []       # kept: [n, 2] a video; the others: one entry an annotated segment
-    for name, its_segments in ground_truth.items():
-        its_proposals = proposals.get(name, np.empty((0, 3)))
-        order = np.argsort(-its_proposals[:, 0], kind="stable")
-        video_of += [len(kept)] * len(its_segments)
-        segments += [one[:2] for one in its_segments]
-        kept.append(its_proposals[order[:int(len(order) * ratio)], 1:])
-    segments, video_of = np.array(segments, np.float64), np.array(video_of)
     number = np.array([len(one) for one in kept])                                       # [V]
     share = np.arange(1, 101) / 100.0 * (wanted * float(videos) / number.sum())
     looked_at = np.minimum((number[:, None] * share).astype(int), number[:, None])      # [V, 100]
-
-    # every annotated segment against every kept proposal of its video, by rank
-    lengths = number[video_of]
-    segment = np.repeat(np.arange(len(segments)), lengths)                              # [pairs]
-    rank = np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    candidate = np.concatenate(kept)[(np.cumsum(number) - number)[video_of[segment]] + rank]
-    overlap = tiou(candidate[:, 0], candidate[:, 1], segments[segment, 0], segments[segment, 1])
-
-    recall = np.empty((len(tiou_thresholds), 100))
-    for row, threshold in enumerate(tiou_thresholds):
-        hit = np.flatnonzero(overlap >= threshold)
-        found, first = np.unique(segment[hit], return_index=True)       # the first hit of a segment is its best ranked
-        recall[row] = (rank[hit[first]][:, None] < looked_at[video_of[found]]).sum(axis=0) / float(len(segments))
+    first = first_hits(segments, video_of, kept, tiou_thresholds)
+    recall = np.array([(row[:, None] < looked_at[video_of]).sum(axis=0) for row in first]) / float(len(segments))
     return share * (float(number.sum()) / videos), recall.mean(axis=0), recall
+
+
+def recall_of_videos(ground_truth, proposals, number=100):
+    """Recall of the best ``number`` proposals of each video, mean over the thresholds: {id: recall}."""
+    segments, video_of = _flat(ground_truth)
+    kept = [ranked(proposals.get(name, np.empty((0, 3))))[:number] for name in ground_truth]
+    share = (first_hits(segments, video_of, kept, THRESHOLDS) < number).mean(axis=0)    # [G]
+    return dict(zip(ground_truth, np.bincount(video_of, share) / np.bincount(video_of)))
+
+
+def _flat(ground_truth):
+    """(segments [G, 2], index of the video of each [G])."""
+    segments = [one[:2] for its_segments in ground_truth.values() for one in its_segments]
+    counts = [len(its_segments) for its_segments in ground_truth.values()]
+    return np.array(segments, np.float64), np.repeat(np.arange(len(counts)), counts)
 
 
 def area_under_curve(average_nr_proposals, average_recall):
     """AUC in percent: the trapezoid sum of the mean recall over the average number, by the last number."""
-    widths = np.diff(average_nr_proposals)
-    area = (widths * (average_recall[1:] + average_recall[:-1]) / 2.0).sum()
-    return 100. * float(area) / float(average_nr_proposals[-1])
+    return 100. * float(figures.area(average_nr_proposals, average_recall)) / float(average_nr_proposals[-1])
 
 
 def run_evaluation(ground_truth_filename, proposal_filename, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS,
@@ -142,18 +173,18 @@ def run_evaluation(ground_truth_filename, proposal_filename, max_avg_nr_proposal
         UserError: a file is missing or of another form, the subset has no segment, or there is no proposal.
     """
     return _evaluate(read_ground_truth(ground_truth_filename, subset), read_proposals(proposal_filename),
-                     proposal_filename, max_avg_nr_proposals, tiou_thresholds)
+                     "result file %s" % proposal_filename, max_avg_nr_proposals, tiou_thresholds)
 
 
 def _evaluate(ground_truth, proposals, source, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS):
     missed = sum(not len(proposals.get(name, ())) for name in ground_truth)
     if missed == len(ground_truth):
-        raise UserError("result file %s has no proposal of any of the %d videos of the ground truth: give files that "
-                        "belong together" % (source, missed))
+        raise UserError("%s has no proposal of any of the %d videos of the ground truth: give files that belong "
+                        "together" % (source, missed))
     if missed:
-        print("%d of %d videos have no proposals and count as missed" % (missed, len(ground_truth)))
+        print("%d of %d videos have no proposals: they count as missed" % (missed, len(ground_truth)), flush=True)
     curve = average_recall(ground_truth, proposals, max_avg_nr_proposals, np.asarray(tiou_thresholds))
-    print("\tArea Under the AR vs AN curve: %s%%" % area_under_curve(curve[0], curve[1]))
+    print("\tArea Under the AR vs AN curve: %s%%" % area_under_curve(curve[0], curve[1]), flush=True)
     return curve
 
 
@@ -163,8 +194,13 @@ def plot_metric(opt, average_nr_proposals, average_recall, recall, tiou_threshol
                  opt["save_fig_path"])
 
 
-def evaluation_proposal(opt):
+def evaluation_proposal(opt, proposals=None):
     """Evaluate opt["result_file"]: print the AUC and AR@1, 5, 10, 100, draw the curve.
+
+    Args:
+        opt: dict; result_file, save_fig_path, ground_truth, video_info and video_anno are read.
+        proposals: {id: float64 [n, 3]} (score, start, end in seconds), what the result file holds, where the caller has
+            it at hand: reading half a million proposals takes longer than the evaluation.
 
     Returns:
         (average numbers [100], mean recall [100], recall [10, 100]).
@@ -173,7 +209,9 @@ def evaluation_proposal(opt):
         UserError: as :func:`run_evaluation`, or the figure cannot be written.
     """
     opt = with_defaults(opt)
-    curve = _evaluate(ground_truth_of(opt), read_proposals(opt["result_file"]), opt["result_file"])
+    if proposals is None:
+        proposals = read_proposals(opt["result_file"])
+    curve = _evaluate(ground_truth_of(opt), proposals, "result file %s" % opt["result_file"])
     plot_metric(opt, *curve)
     for number in REPORTED:
         print("AR@%d is \t%s" % (number, float(curve[2][:, number - 1].mean())), flush=True)

@@ -11,7 +11,8 @@ CURVE_COLOURS = ("k", "r", "yellow", "b", "c", "m")
 START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
 
 
-def _area(x, y):
+def area(x, y):
+    """Area under a curve, by trapezoids."""
     return (np.diff(x) * (y[1:] + y[:-1]) / 2.0).sum()
 
 
@@ -31,11 +32,11 @@ def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds):
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(1, 1, 1)
     axes.plot(average_nr_proposals, average_recall, color="k", linewidth=4, label="tiou = 0.5:0.05:0.95, area=%.2f"
-              % _area(average_nr_proposals, average_recall))
+              % area(average_nr_proposals, average_recall))
     for index, threshold in enumerate(tiou_thresholds[::2]):
         axes.plot(average_nr_proposals, recall[2 * index], color=CURVE_COLOURS[index % 5 + 1], linewidth=4,
                   linestyle="--", label="tiou=[%s], area=%.2f"
-                  % (threshold, _area(average_nr_proposals, recall[2 * index])))
+                  % (threshold, area(average_nr_proposals, recall[2 * index])))
     axes.legend(loc="best")
     axes.set_ylabel("Average Recall", fontsize=14)
     axes.set_xlabel("Average Number of Proposals per Video", fontsize=14)

@@ -129,19 +129,23 @@ def write_result(path, videos, proposals_of):
         videos: {name: annotation entry}, for the durations.
         proposals_of: {name: float64 [n, 3]} (score, xmin, xmax as fractions).
 
+    Returns:
+        what the file holds: {id: float64 [n, 3]} (score, start, end in seconds, within the video).
+
     Raises:
         UserError: the file cannot be written.
     """
+    results = {}
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         handle.write('{"version": "VERSION 1.3", "results": {')
-        for index, (name, video) in enumerate(videos.items()):          # one by one: 4,728 videos are half a million
-            score, xmin, xmax = proposals_of[name].T                    # small dicts, too many to hold and to collect
-            seconds = proposal_seconds(video)
-            first, last = np.maximum(xmin, 0) * seconds, np.minimum(xmax, 1) * seconds
-            rows = [{"score": one, "segment": segment}
-                    for one, segment in zip(score.tolist(), np.stack([first, last], axis=1).tolist())]
-            handle.write("%s%s: %s" % (", " if index else "", json.dumps(video_id(name)), json.dumps(rows)))
+        for name, video in videos.items():              # one by one: half a million small dicts are too many at once
+            seconds, (score, xmin, xmax) = proposal_seconds(video), proposals_of[name].T
+            rows = np.stack([score, np.maximum(xmin, 0) * seconds, np.minimum(xmax, 1) * seconds], axis=1)
+            handle.write("%s%s: %s" % (", " if results else "", json.dumps(video_id(name)), json.dumps(
+                [{"score": row[0], "segment": row[1:]} for row in rows.tolist()])))
+            results[video_id(name)] = rows
         handle.write('}, "external_data": {}}')
+    return results
 
 
 def BMN_post_processing(opt):
