@@ -13,6 +13,7 @@ import hashlib
 import json
 import mmap
 import os
+import platform
 import time
 
 import numpy as np
@@ -184,11 +185,9 @@ def _alone(place, log):
     folder, name = os.path.split(os.path.abspath(place))
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "." + name + ".lock"), "w") as lock:
+        with open(os.path.join(folder, "." + name + ".lock"), "a+") as lock:
             if _locked(lock, log, place):
-                for leftover in os.listdir(folder):     # of a process that was killed: nobody else can be packing now
-                    if leftover.startswith("." + name + ".") and leftover.endswith(".tmp"):
-                        os.remove(os.path.join(folder, leftover))
+                _clear_leftovers(folder, name, lock)
             yield
     except OSError as error:
         raise UserError("cannot write %s (%s)" % (place, error.strerror or error)) from error
@@ -207,6 +206,22 @@ def _locked(lock, log, place):
             return False
         raise
     return True
+
+
+def _clear_leftovers(folder, name, lock):
+    """Remove what killed processes of this machine left; ``lock`` is held, so nobody here is packing.
+
+    Some disks keep locks within each machine. So the lock file says which machine held it last, and the files of
+    another one stay: it may be at work.
+    """
+    lock.seek(0)
+    if lock.read() in ("", platform.node()):
+        for leftover in os.listdir(folder):
+            if leftover.startswith("." + name + ".") and leftover.endswith(".tmp"):
+                os.remove(os.path.join(folder, leftover))
+    lock.truncate(0)
+    lock.write(platform.node())
+    lock.flush()
 
 
 def _build(place, opt, source, names, packed, log):

@@ -215,6 +215,18 @@ def test_leftovers_of_a_killed_process_are_cleared_away(opt, tmp_path):
     assert not os.path.exists(leftover) and os.path.exists(other)
 
 
+def test_leftovers_of_another_machine_stay(opt, monkeypatch):
+    monkeypatch.setattr(feature_cache.platform, "node", lambda: "one")
+    opened(opt)
+    leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.packed.abc.tmp")
+    open(leftover, "w").close()
+    for machine, there in (("two", True), ("two", False)):
+        monkeypatch.setattr(feature_cache.platform, "node", lambda machine=machine: machine)
+        change(opt, "v_a" if there else "v_b")
+        opened(opt)
+        assert os.path.exists(leftover) == there
+
+
 def test_without_locks_it_packs_all_the_same(opt, monkeypatch):
     monkeypatch.setattr(feature_cache, "fcntl", None)
     opened(opt)
