@@ -1,0 +1,154 @@
+"""Temporal action detection: proposals times the classes of whole videos, and mAP by ActivityNet's protocol."""
+import os
+
+import numpy as np
+
+import eval as evaluation
+from annotations import read_annotations, video_id
+from errors import UserError
+from files import read_json, write_json
+from segments import tiou
+
+CLASSES = 2             # best classes of a video that its proposals are given
+FILE = "result_detection.json"
+REPORTED = {0.5: 0, 0.75: 5, 0.95: 9}       # tIoU -> place in evaluation.THRESHOLDS
+
+
+def evaluate_detection(opt, log=print):
+    """Classify the proposals of opt["result_file"], measure mAP, write result_detection.json beside it.
+
+    Args:
+        opt: complete dict; result_file, classification_file, ground_truth, video_info and video_anno are read.
+
+    Returns:
+        mAP at each of evaluation.THRESHOLDS: float64 [10].
+
+    Raises:
+        UserError: a file is missing or of another form, or the files do not belong together.
+    """
+    proposals = evaluation.read_proposals(opt["result_file"])
+    ground_truth = evaluation.ground_truth_of(opt)
+    classes = read_classification(opt["classification_file"], proposals, known_labels(opt))
+    detections = {name: classify(rows, classes[name]) for name, rows in proposals.items() if len(rows)}
+    precision = mean_average_precision(ground_truth, detections)
+    path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
+    if os.path.abspath(path) == os.path.abspath(opt["result_file"]):
+        raise UserError("--result_file %s is where the detections go: give the file of the proposals" % path)
+    write_json(path, {"version": "VERSION 1.3", "external_data": {}, "results": {
+        name: [{"label": label, "score": score, "segment": segment} for label, score, segment in rows]
+        for name, rows in detections.items()}})
+    for threshold, place in REPORTED.items():
+        log("mAP@%.2f is \t%s" % (threshold, float(precision[place])))
+    log("mAP@0.50:0.05:0.95 is \t%s" % float(precision.mean()))
+    log("detections: %s" % path)
+    return precision
+
+
+def known_labels(opt):
+    """Every label of the ground truth, of all subsets."""
+    path = evaluation.ground_truth_file(opt)
+    videos = read_json(path, "ground truth")["database"] if path else read_annotations(opt["video_anno"])
+    return {one.get("label") for video in videos.values() for one in video.get("annotations", ())}
+
+
+def read_classification(path, wanted, labels):
+    """The best classes of videos: {id: [(label, score)]}, at most CLASSES each, best first.
+
+    Two forms are read: {"results": {id: [{"label", "score"}]}}, and {"class": [labels], "results": {id: [a score for
+    each label]}}. An id may carry the prefix v_.
+
+    Args:
+        path: the file.
+        wanted: ids; there may be others in the file.
+        labels: the labels that there are.
+
+    Raises:
+        UserError: the file is missing, of another form, or does not know a wanted id, or one of its labels is none.
+    """
+    content = read_json(path, "--classification_file")
+    try:
+        results = {name if name in wanted else video_id(name): rows for name, rows in content["results"].items()}
+        best = {name: _best(results[name], content.get("class")) for name in wanted if name in results}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError("--classification_file %s does not hold classes (%s: %s): it should look like "
+                        '{"results": {id: [{"label", "score"}]}} or {"class": [labels], "results": {id: [scores]}}'
+                        % (path, type(error).__name__, error)) from None
+    missing = [name for name in wanted if name not in best]
+    if missing:
+        raise UserError("--classification_file %s lacks %d of the %d videos of the result file (the first: %s): give "
+                        "the classes of these videos" % (path, len(missing), len(wanted), ", ".join(missing[:3])))
+    unknown = sorted({str(label) for rows in best.values() for label, _ in rows if label not in labels})
+    if unknown:
+        raise UserError("--classification_file %s has %d classes that the ground truth does not know (the first: %s): "
+                        "give files of the same data set" % (path, len(unknown), ", ".join(unknown[:3])))
+    return best
+
+
+def _best(rows, names):
+    """The best (label, score) of a video, from either form."""
+    if not rows or (names and len(names) != len(rows)):
+        raise ValueError("a video has %d scores%s" % (len(rows), " for %d classes" % len(names) if names else ""))
+    pairs = zip(names, rows) if names else [(one["label"], one["score"]) for one in rows]
+    pairs = [(label, float(score)) for label, score in pairs]
+    if not np.isfinite([score for _, score in pairs]).all():
+        raise ValueError("a score is not a finite number")
+    return sorted(pairs, key=lambda pair: -pair[1])[:CLASSES]
+
+
+def classify(proposals, classes):
+    """Every proposal with every class: [(label, score, [start, end])], best first.
+
+    Args:
+        proposals: float64 [n, 3] (score, start, end).
+        classes: [(label, score)].
+    """
+    rows = [(label, score * weight, segment) for label, weight in classes
+            for score, *segment in proposals.tolist()]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def mean_average_precision(ground_truth, detections, tiou_thresholds=evaluation.THRESHOLDS):
+    """mAP over the classes of the ground truth: float64 [H].
+
+    Args:
+        ground_truth: {id: [(start, end, label)]}.
+        detections: {id: [(label, score, [start, end])]}.
+        tiou_thresholds: [H].
+    """
+    actions, found = {}, {}                 # label -> {id: [(start, end)]} and label -> [(score, id, segment)]
+    for name, segments in ground_truth.items():
+        for start, end, label in segments:
+            actions.setdefault(label, {}).setdefault(name, []).append((start, end))
+    for name, rows in detections.items():
+        for label, score, segment in rows:
+            found.setdefault(label, []).append((score, name, segment))
+    thresholds = np.asarray(tiou_thresholds)
+    return np.mean([_average_precision(its_actions, found.get(label, []), thresholds)
+                    for label, its_actions in actions.items()], axis=0)
+
+
+def _average_precision(actions, detections, thresholds):
+    """Interpolated average precision of one class: float64 [H]. Each action is found once, by the best detection."""
+    if not detections:
+        return np.zeros(len(thresholds))
+    detections = sorted(detections, key=lambda row: -row[0])                # stable: equal scores as they come
+    places = {}                                                             # of the detections of each video
+    for place, (_, name, _) in enumerate(detections):
+        places.setdefault(name, []).append(place)
+    hit = np.zeros((len(thresholds), len(detections)), bool)
+    for name in actions.keys() & places.keys():
+        segments = np.array(actions[name], np.float64)
+        free = np.ones((len(thresholds), len(segments)), bool)
+        mine = np.array([detections[place][2] for place in places[name]], np.float64)
+        overlap = tiou(mine[:, :1], mine[:, 1:], segments[:, 0], segments[:, 1])        # [detections, actions]
+        for candidate in np.flatnonzero((overlap >= thresholds.min()).any(axis=1)):
+            place, row = places[name][candidate], overlap[candidate]
+            for action in np.argsort(row, kind="stable")[::-1]:             # the free action of highest tIoU
+                take = (row[action] >= thresholds) & free[:, action] & ~hit[:, place]
+                hit[take, place] = True
+                free[take, action] = False
+    true = np.cumsum(hit, axis=1)
+    recall = true / float(sum(map(len, actions.values())))
+    precision = true / np.arange(1.0, len(detections) + 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    return (np.diff(recall, axis=1, prepend=0) * envelope).sum(axis=1)

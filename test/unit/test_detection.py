@@ -1,0 +1,169 @@
+"""Detection: the two forms of a classification file, and mAP against the protocol written out plainly."""
+import json
+
+import numpy as np
+import pytest
+
+import detection
+from defaults import with_defaults
+from errors import UserError
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+VIDEO = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}
+
+
+def precision_by_the_protocol(ground_truth, detections, label, threshold):
+    """Average precision of a class at a threshold; every detection in turn, every action in turn."""
+    actions = [(name, start, end) for name, rows in ground_truth.items() for start, end, its in rows if its == label]
+    ranked = [(score, name, segment) for name, rows in detections.items() for its, score, segment in rows
+              if its == label]
+    ranked.sort(key=lambda row: -row[0])
+    locked, hits = set(), []
+    for _, name, (start, end) in ranked:
+        overlaps = []
+        for place, (its_name, first, last) in enumerate(actions):
+            inter = max(min(end, last) - max(start, first), 0)
+            if its_name == name:
+                overlaps.append((inter / ((end - start) + (last - first) - inter), place))
+        best = next((place for overlap, place in sorted(overlaps, reverse=True)
+                     if overlap >= threshold and place not in locked), None)
+        hits.append(best is not None)
+        locked.add(best)
+    precision = [sum(hits[:n + 1]) / (n + 1) for n in range(len(hits))]
+    recall = [0] + [sum(hits[:n + 1]) / len(actions) for n in range(len(hits))]
+    return sum((recall[n + 1] - recall[n]) * max(precision[n:]) for n in range(len(hits)))
+
+
+def random_case(rng, grid):
+    """Segments on a coarse grid, so that tIoUs and scores are often equal."""
+    def segment():
+        start = rng.randint(0, grid - 1)
+        return [float(start), float(rng.randint(start + 1, grid + 1))]
+    labels = ["Polo", "Surfing", "Curling", "Ballet"]
+    ground_truth = {"v%d" % v: [(*segment(), labels[rng.randint(3)]) for _ in range(rng.randint(1, 5))]
+                    for v in range(6)}
+    detections = {"v%d" % v: [(labels[rng.randint(4)], rng.randint(1, 8) / 8.0, segment())
+                              for _ in range(rng.randint(0, 40))] for v in range(1, 8)}
+    return ground_truth, detections
+
+
+@pytest.mark.parametrize("grid", [4, 10, 100])
+def test_mean_average_precision_follows_the_protocol(rng, grid):
+    for _ in range(15):
+        ground_truth, detections = random_case(rng, grid)
+        labels = {label for rows in ground_truth.values() for _, _, label in rows}
+        expected = [np.mean([precision_by_the_protocol(ground_truth, detections, label, threshold) for label in labels])
+                    for threshold in THRESHOLDS]
+        ours = detection.mean_average_precision(ground_truth, detections)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_perfect_detections_have_precision_one():
+    ground_truth = {"a": [(0.0, 10.0, "Polo"), (20.0, 30.0, "Polo")], "b": [(5.0, 6.0, "Ballet")]}
+    detections = {name: [(label, 0.5, [start, end]) for start, end, label in rows]
+                  for name, rows in ground_truth.items()}
+    np.testing.assert_array_equal(detection.mean_average_precision(ground_truth, detections), np.ones(10))
+
+
+def test_a_second_detection_of_an_action_is_false():
+    ground_truth = {"a": [(0.0, 10.0, "Polo")]}
+    detections = {"a": [("Polo", 0.9, [50.0, 60.0]), ("Polo", 0.8, [0.0, 10.0]), ("Polo", 0.7, [0.0, 10.0])]}
+    np.testing.assert_array_equal(detection.mean_average_precision(ground_truth, detections), np.full(10, 0.5))
+
+
+def test_proposals_are_multiplied_with_classes():
+    rows = detection.classify(np.array([[0.5, 1, 2], [0.4, 3, 4]]), [("Polo", 0.9), ("Ballet", 0.85)])
+    assert rows == [("Polo", 0.45, [1, 2]), ("Ballet", 0.425, [1, 2]), ("Polo", 0.4 * 0.9, [3, 4]),
+                    ("Ballet", 0.4 * 0.85, [3, 4])]
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Two annotated videos and a third without actions, their proposals, a classification: complete options."""
+    monkeypatch.chdir(tmp_path)
+    annotations = {"v_a": [(10.0, 20.0, "Polo")], "v_b": [(0.0, 50.0, "Surfing"), (60.0, 80.0, "Surfing")], "v_c": [],
+                   "v_t": [(1.0, 2.0, "Ballet")]}
+    write("anno.json", {name: dict(VIDEO, annotations=[{"segment": [start, end], "label": label}
+                                                       for start, end, label in rows])
+                        for name, rows in annotations.items()})
+    (tmp_path / "info.csv").write_text("video,subset\nv_a,validation\nv_b,validation\nv_c,validation\nv_t,training\n")
+    write("result.json", {"version": "VERSION 1.3", "external_data": {}, "results": {
+        "a": [{"score": 0.9, "segment": [10.0, 21.0]}, {"score": 0.2, "segment": [40.0, 90.0]}],
+        "b": [{"score": 0.8, "segment": [0.0, 48.0]}], "c": [{"score": 0.7, "segment": [0.0, 1.0]}]}})
+    write("classes.json", {"results": {
+        "a": [{"label": "Ballet", "score": 0.1}, {"label": "Polo", "score": 0.8}, {"label": "Surfing", "score": 0.05}],
+        "b": [{"label": "Surfing", "score": 0.6}], "c": [{"label": "Polo", "score": 0.1}], "other": []}})
+    write("result_detection.json", "old")
+    return with_defaults({"video_info": "info.csv", "video_anno": "anno.json", "result_file": "result.json",
+                          "classification_file": "classes.json"})
+
+
+def write(path, content):
+    with open(path, "w") as handle:
+        json.dump(content, handle)
+
+
+def read(path):
+    with open(path) as handle:
+        return json.load(handle)
+
+
+def test_the_whole_way(job, capsys):
+    precision = detection.evaluate_detection(job)
+    # Polo found at once up to tIoU 10/11; of Surfing one of two, up to 48/50
+    expected = [(1 + 0.5) / 2 if threshold <= 10 / 11 else 0.5 / 2 for threshold in THRESHOLDS]
+    np.testing.assert_allclose(precision, expected)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:5] == ["mAP@0.50 is \t%s" % expected[0], "mAP@0.75 is \t%s" % expected[5],
+                          "mAP@0.95 is \t%s" % expected[9],
+                          "mAP@0.50:0.05:0.95 is \t%s" % float(np.mean(expected))]
+    assert not any("FPS" in line or "AR@100" in line for line in lines)
+    written = read("result_detection.json")
+    assert set(written) == {"version", "results", "external_data"} and set(written["results"]) == {"a", "b", "c"}
+    assert written["results"]["a"] == [
+        {"label": "Polo", "score": 0.9 * 0.8, "segment": [10.0, 21.0]},
+        {"label": "Polo", "score": 0.2 * 0.8, "segment": [40.0, 90.0]},
+        {"label": "Ballet", "score": 0.9 * 0.1, "segment": [10.0, 21.0]},
+        {"label": "Ballet", "score": 0.2 * 0.1, "segment": [40.0, 90.0]}]
+
+
+def test_both_forms_give_the_same(job):
+    first = detection.evaluate_detection(job)
+    rows = read("result_detection.json")
+    write("classes.json", {"class": ["Polo", "Surfing", "Ballet"], "results": {
+        "v_a": [0.8, 0.05, 0.1], "v_b": [0, 0.6, 0], "c": [0.1, 0, 0]}})
+    np.testing.assert_array_equal(detection.evaluate_detection(job), first)
+    assert read("result_detection.json")["results"]["a"] == rows["results"]["a"]
+
+
+def test_a_label_of_another_subset_is_known_and_counts_for_nothing(job):
+    ballet = {"label": "Ballet", "score": 9.0}
+    before = detection.evaluate_detection(job)
+    classes = read("classes.json")
+    classes["results"]["c"].append(ballet)
+    write("classes.json", classes)
+    np.testing.assert_array_equal(detection.evaluate_detection(job), before)
+
+
+@pytest.mark.parametrize("content, words", [
+    ({"results": {"a": [{"label": "Polo", "score": 1}]}}, r"lacks 2 of the 3 videos.*the first: b, c"),
+    ({"results": {name: [{"label": "Chess", "score": 1}] for name in "abc"}}, r"1 classes.*does not know.*Chess"),
+    ({"results": {name: [{"name": "Polo"}] for name in "abc"}}, r"does not hold classes"),
+    ({"results": {name: [] for name in "abc"}}, r"does not hold classes"),
+    ({"results": {name: [{"label": "Polo", "score": float("nan")}] for name in "abc"}}, r"not a finite number"),
+    ({"class": ["Polo", "Ballet"], "results": {name: [1] for name in "abc"}}, r"1 scores for 2 classes"),
+    ([1, 2], r"does not hold classes"), ({"results": [1]}, r"does not hold classes")])
+def test_a_wrong_classification_file_is_named_and_nothing_written(job, content, words):
+    write("classes.json", content)
+    with pytest.raises(UserError, match=r"classes\.json.*" + words):
+        detection.evaluate_detection(job)
+    assert read("result_detection.json") == "old"
+
+
+def test_proposals_are_not_overwritten_by_detections(job):
+    with pytest.raises(UserError, match=r"result_detection\.json"):
+        detection.evaluate_detection(dict(job, result_file="result_detection.json"))
+    write("result_detection.json", read("result.json"))
+    with pytest.raises(UserError, match="where the detections go"):
+        detection.evaluate_detection(dict(job, result_file="result_detection.json"))
+    assert read("result_detection.json") == read("result.json")
