@@ -6,7 +6,8 @@ import numpy as np
 import eval as evaluation
 from annotations import read_annotations, video_id
 from errors import UserError
-from files import read_json, write_json
+from files import read_json
+from post_processing import write_results
 from segments import tiou
 
 CLASSES = 2             # best classes of a video that its proposals are given
@@ -34,9 +35,8 @@ def evaluate_detection(opt, log=print):
     path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
     if os.path.abspath(path) == os.path.abspath(opt["result_file"]):
         raise UserError("--result_file %s is where the detections go: give the file of the proposals" % path)
-    write_json(path, {"version": "VERSION 1.3", "external_data": {}, "results": {
-        name: [{"label": label, "score": score, "segment": segment} for label, score, segment in rows]
-        for name, rows in detections.items()}})
+    write_results(path, ((name, [dict(zip(("label", "score", "segment"), row)) for row in rows])
+                         for name, rows in detections.items()))
     for threshold, place in REPORTED.items():
         log("mAP@%.2f is \t%s" % (threshold, float(precision[place])))
     log("mAP@0.50:0.05:0.95 is \t%s" % float(precision.mean()))

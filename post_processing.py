@@ -136,16 +136,30 @@ def write_result(path, videos, proposals_of):
         UserError: the file cannot be written.
     """
     results = {}
+    for name, video in videos.items():
+        seconds, (score, xmin, xmax) = proposal_seconds(video), proposals_of[name].T
+        results[video_id(name)] = np.stack(
+            [score, np.maximum(xmin, 0) * seconds, np.minimum(xmax, 1) * seconds], axis=1)
+    write_results(path, ((name, [{"score": row[0], "segment": row[1:]} for row in rows.tolist()])
+                         for name, rows in results.items()))
+    return results
+
+
+def write_results(path, results):
+    """Write a file in ActivityNet's result format, whole or not at all.
+
+    Args:
+        path: the file.
+        results: yields (id, list of dicts); one video at a time, for 4,728 have a million dicts.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         handle.write('{"version": "VERSION 1.3", "results": {')
-        for name, video in videos.items():              # one by one: half a million small dicts are too many at once
-            seconds, (score, xmin, xmax) = proposal_seconds(video), proposals_of[name].T
-            rows = np.stack([score, np.maximum(xmin, 0) * seconds, np.minimum(xmax, 1) * seconds], axis=1)
-            handle.write("%s%s: %s" % (", " if results else "", json.dumps(video_id(name)), json.dumps(
-                [{"score": row[0], "segment": row[1:]} for row in rows.tolist()])))
-            results[video_id(name)] = rows
+        for index, (name, rows) in enumerate(results):
+            handle.write("%s%s: %s" % (", " if index else "", json.dumps(name), json.dumps(rows)))
         handle.write('}, "external_data": {}}')
-    return results
 
 
 def BMN_post_processing(opt):
