@@ -79,7 +79,8 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         rows, weight = ctx.saved_tensors
-        columns, grad = ctx.cells.columns(rows), _rows(grad)
+        grad = _rows(grad)
+        columns = ctx.cells.columns(rows.to(grad.dtype))        # autocast may have cast in between
         grad_weight = torch.stack([grad[1:].t() @ columns[:-1], grad.t() @ columns, grad[:-1].t() @ columns[1:]], -1)
         grad_columns = _rows(_along(grad, weight.to(grad.dtype).flip(3).transpose(0, 1), None))
         index, offset = ctx.cells.readers

@@ -63,10 +63,13 @@ def train_one_epoch(model, loader, optimizer, precision, runtime, bm_mask, epoch
 
 
 def _loss_of(network, batch, precision, runtime, bm_mask, draws=None):
-    """The four losses of one batch; the network's outputs go to float32 first, logarithms want it."""
+    """The four losses of one batch; the network's outputs go to float32 first, logarithms want it.
+
+    The whole map, not ``valid_only``: where PEM-reg takes every cell (see there), the others count in the loss.
+    """
     features, iou_map, start, end = (value.to(runtime.device, non_blocking=True) for value in batch)
     with precision.autocast():
-        confidence_map, start_score, end_score = network(features, valid_only=True)
+        confidence_map, start_score, end_score = network(features)
     return bmn_loss_func(confidence_map.float(), start_score.float(), end_score.float(), iou_map, start, end, bm_mask,
                          draws=draws)
 
