@@ -25,7 +25,7 @@ run_as_program(lambda: print("AT", open_features(opt, ["v_%%03d" %% number for n
 SLOWLY = """
 import features, time
 read = features.FolderFeatures.read
-features.FolderFeatures.read = lambda *args: time.sleep(0.01) or read(*args)
+features.FolderFeatures.read = lambda *args: time.sleep(%g) or read(*args)
 """
 
 
@@ -38,14 +38,11 @@ def opt(tmp_path):
     return dict(opt, temporal_scale=T)
 
 
-def command(root, opt, slowly=False):
-    return [sys.executable, "-c", OPEN.replace("opt =", SLOWLY + "\nopt =", 1) if slowly else OPEN, root,
-            json.dumps(opt)]
-
-
-def start(root, opt, slowly=False, **how):
-    return subprocess.Popen(command(root, opt, slowly), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, **how)
+def start(root, opt, slowly=0.0, **how):
+    """A process that opens the features; each file takes it ``slowly`` seconds more."""
+    script = OPEN.replace("opt =", SLOWLY % slowly + "\nopt =", 1)
+    return subprocess.Popen([sys.executable, "-c", script, root, json.dumps(opt)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, **how)
 
 
 def finished(process):
@@ -91,7 +88,7 @@ def alive(pid):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_killed_in_the_middle(root, opt):
-    process = start(root, opt, slowly=True)
+    process = start(root, opt, slowly=0.2)      # 24 seconds for each of two helpers
     until(lambda: temporaries(opt) and len(children(process.pid)) > 1)
     time.sleep(0.3)
     workers = children(process.pid)
@@ -105,7 +102,7 @@ def test_killed_in_the_middle(root, opt):
 
 
 def test_two_at_once(root, opt):
-    first = start(root, opt, slowly=True)
+    first = start(root, opt, slowly=0.01)
     until(lambda: temporaries(opt))
     second = start(root, opt)
     outputs = [finished(process) for process in (first, second)]

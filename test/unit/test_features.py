@@ -102,6 +102,13 @@ def test_as_many_positions_as_features(tmp_path):
     says(error, "v_a.npy", "which of them is time cannot be told", "CSV")
 
 
+def test_a_csv_file_of_the_other_orientation_is_refused(tmp_path):
+    small_data.write_csv(str(tmp_path / "v_a.csv"), TABLE.T)
+    with pytest.raises(UserError) as error:
+        source_of(tmp_path).read("v_a")
+    says(error, "6 rows and 10 columns")
+
+
 CSV = "f0,f1,f2,f3,f4,f5\n" + "1,2,3,4,5,6\n" * 10
 
 
@@ -186,6 +193,18 @@ def test_other_ranks_take_what_rank_0_packed(tmp_path):
     lines = []
     assert open_features(opt, ["v_a"], Rank(1, (None, ())), lines.append).place == packed.place
     assert not lines
+
+
+def test_other_ranks_do_not_pack(tmp_path):
+    """When they meet, nothing is packed yet but by rank 0."""
+    seen = []
+
+    class Waiting(Rank):
+        def gather(self, value):
+            seen.extend(tmp_path.rglob("*.packed"))
+            return super().gather(value)
+    open_features(small_data.make(tmp_path), ["v_a"], Waiting(1, (None, ())), lambda line: None)
+    assert not seen
 
 
 def test_machines_that_miss_different_files(tmp_path):

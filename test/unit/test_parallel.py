@@ -49,7 +49,9 @@ def test_whoever_stops_listening_leaves_no_process_behind(tmp_path):
 
     outcomes = parallel.share(work, list(range(1000)), 2)
     next(outcomes)
+    began = time.time()
     outcomes.close()
+    assert time.time() - began < 2      # they had five seconds of work left
     for path in tmp_path.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.name), 0)
