@@ -72,16 +72,20 @@ def train(opt, runtime, precision):
     network, optimizer, scheduler = build(opt, runtime, precision)
     model = runtime.wrap(network)
     metrics, best_loss = resume(opt, runtime, network, optimizer, scheduler, precision)
-    for epoch in range(len(metrics), opt["train_epochs"]):
+    first = len(metrics)
+    for epoch in range(first, opt["train_epochs"]):
         batches.epoch = epoch
-        learning_rate = optimizer.param_groups[0]["lr"]
+        learning_rate, skipped = optimizer.param_groups[0]["lr"], precision.skipped
         runtime.reset_peak_memory()
-        with runtime.profiler(opt["profile"] if epoch == 0 else "") as profiler:
+        with runtime.profiler(opt["profile"] if epoch == first else "") as profiler:
             trained = engine.train_one_epoch(model, training_loader, optimizer, precision, runtime, bm_mask, epoch,
                                              log_every=10 if sys.stdout.isatty() else 100, profiler=profiler)
         scheduler.step()
         validated = engine.validate(network, validation_loader, blocks, precision, runtime, bm_mask, opt["seed"])
         log_epoch(runtime, epoch, trained, validated)
+        if precision.skipped > skipped:
+            runtime.log("epoch %d: %d of %d steps were left out, their gradients overflowed (--loss_scale)"
+                        % (epoch, precision.skipped - skipped, trained["iterations"]))
         metrics.append(dict(
             {name: trained[name] for name in ("fps", "time", "data_time", "iterations")}, epoch=epoch, lr=learning_rate,
             train=trained["losses"], validation=validated["losses"], skipped_steps=precision.skipped,

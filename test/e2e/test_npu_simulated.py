@@ -82,6 +82,12 @@ def test_mixed_precision_by_torch_npu(workshop):
     assert last_line(workshop)["skipped_steps"] == 0 and len(proposals(workshop)) == 12
 
 
+def test_steps_that_overflow_are_counted(workshop):
+    log = run(workshop, "--device", "npu", "--mode", "train", "--train_epochs", "1", "--loss_scale", "1e9")
+    assert "epoch 0: 3 of 3 steps were left out, their gradients overflowed (--loss_scale)\n" in log
+    assert last_line(workshop)["skipped_steps"] == 3
+
+
 def test_mixed_precision_by_apex(workshop):
     log = run(workshop, "--device", "npu", "--mode", "full", "--train_epochs", "1", "--opt_level", "O2",
               path=os.pathsep.join([SIMULATION, APEX]), APEX_CALLS="calls")
