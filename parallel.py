@@ -36,7 +36,7 @@ def share(work, items, processes=None):
     try:
         for number in range(processes):
             ours, theirs = context.Pipe(duplex=False)
-            child = context.Process(target=_child, args=(work, items[number::processes], theirs, os.getpid()))
+            child = context.Process(target=_child, args=(work, items[number::processes], theirs))
             child.daemon = True
             child.start()
             theirs.close()      # so that the death of the child is the end of the pipe
@@ -72,14 +72,14 @@ def _outcome(work, item):
         return error
 
 
-def _child(work, items, end, parent):
+def _child(work, items, end):
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         for item in items:
-            if os.getppid() != parent:      # killed: nobody waits for this any more
-                return
             end.send((_outcome(work, item),))
         end.send(None)
+    except BrokenPipeError:         # the parent was killed: nobody waits for this any more
+        pass
     except Exception as error:
         end.send(error)
