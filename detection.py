@@ -1,4 +1,5 @@
 """Temporal action detection: proposals times the classes of whole videos, and mAP by ActivityNet's protocol."""
+import json
 import os
 
 import numpy as np
@@ -35,7 +36,7 @@ def evaluate_detection(opt, log=print):
     path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
     if os.path.abspath(path) == os.path.abspath(opt["result_file"]):
         raise UserError("--result_file %s is where the detections go: give the file of the proposals" % path)
-    write_results(path, ((name, [dict(zip(("label", "score", "segment"), row)) for row in rows])
+    write_results(path, ((name, json.dumps([dict(zip(("label", "score", "segment"), row)) for row in rows]))
                          for name, rows in detections.items()))
     for threshold, place in REPORTED.items():
         log("mAP@%.2f is \t%s" % (threshold, float(precision[place])))

@@ -72,17 +72,19 @@ def read_proposals(path):
     """
     content = read_json(path, "result file (--result_file)")
     try:
-        results = {name: np.array([[one["score"], *one["segment"]] for one in rows] or np.empty((0, 3)), np.float64)
-                   for name, rows in content["results"].items()}
-        if any(rows.shape[1:] != (3,) or not np.isfinite(rows).all() for rows in results.values()):
+        results = content["results"]
+        score = np.array([one["score"] for rows in results.values() for one in rows], np.float64)
+        segment = np.array([one["segment"] for rows in results.values() for one in rows] or np.empty((0, 2)), np.float64)
+        table = np.column_stack([score, segment])
+        if table.shape[1] != 3 or not np.isfinite(table).all():
             raise ValueError("a score or a segment is not of finite numbers")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("result file %s does not hold proposals (%s: %s): it should look like "
                         '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
                         % (path, type(error).__name__, error)) from None
-    if not any(map(len, results.values())):
+    if not len(table):
         raise UserError("result file %s holds no proposal: run --mode inference again" % path)
-    return results
+    return dict(zip(results, np.split(table, np.cumsum([len(rows) for rows in results.values()])[:-1])))
 
 
 def ranked(proposals):

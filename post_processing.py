@@ -140,9 +140,17 @@ def write_result(path, videos, proposals_of):
         seconds, (score, xmin, xmax) = proposal_seconds(video), proposals_of[name].T
         results[video_id(name)] = np.stack(
             [score, np.maximum(xmin, 0) * seconds, np.minimum(xmax, 1) * seconds], axis=1)
-    write_results(path, ((name, [{"score": row[0], "segment": row[1:]} for row in rows.tolist()])
-                         for name, rows in results.items()))
+    write_results(path, ((name, _as_json(rows)) for name, rows in results.items()))
     return results
+
+
+def _as_json(rows):
+    """What json.dumps makes of the rows, in half the time: few of the seconds differ, for they lie on a grid."""
+    seconds = rows[:, 1:].ravel().tolist()
+    digits = {second: repr(second) for second in set(seconds)}
+    return "[%s]" % ", ".join(
+        '{"score": %r, "segment": [%s, %s]}' % (score, digits[start], digits[end])
+        for score, start, end in zip(rows[:, 0].tolist(), seconds[::2], seconds[1::2]))
 
 
 def write_results(path, results):
@@ -150,15 +158,15 @@ def write_results(path, results):
 
     Args:
         path: the file.
-        results: yields (id, list of dicts); one video at a time, for 4,728 have a million dicts.
+        results: yields (id, JSON text of its list); one video at a time, for together they have a million small dicts.
 
     Raises:
         UserError: the file cannot be written.
     """
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         handle.write('{"version": "VERSION 1.3", "results": {')
-        for index, (name, rows) in enumerate(results):
-            handle.write("%s%s: %s" % (", " if index else "", json.dumps(name), json.dumps(rows)))
+        for index, (name, text) in enumerate(results):
+            handle.write("%s%s: %s" % (", " if index else "", json.dumps(name), text))
         handle.write('}, "external_data": {}}')
 
 

@@ -22,7 +22,7 @@ import torch
 
 from errors import UserError, run_as_program
 
-MODULES = ("models", "loss_function", "dataset", "post_processing", "eval", "opts", "utils", "eval_proposal")
+MODULES = ("main", "models", "loss_function", "dataset", "post_processing", "eval", "opts", "utils", "eval_proposal")
 MENDS = ((".cuda()", ""), ("np.int)", "int)"), ("np.trapz", "np.trapezoid"), ("plt.grid(b=True", "plt.grid(True"),
          ("plt.axes()", "plt.gca()"), ("DataParallel(model, device_ids=[0, 1])", "DataParallel(model)"),
          ("num_workers=8, pin_memory=True", "num_workers=0"))
