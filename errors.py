@@ -11,7 +11,8 @@ def run_as_program(main):
     try:
         main()
     except UserError as error:
-        print("error: %s" % error, file=sys.stderr, flush=True)
+        # A data worker's error comes with the worker's traceback; the sentence is at its end.
+        print("error: %s" % str(error).rsplit("UserError: ", 1)[-1].strip(), file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

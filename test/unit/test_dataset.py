@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import dataset
 from annotations import read_annotations
 from dataset import Labels, VideoDataSet, default_workers
+from errors import run_as_program
 from features import open_features
 
 
@@ -93,6 +94,15 @@ def test_only_the_keys_of_the_reference_and_no_file_written(tmp_path):
     seen = [(int(index), features.shape) for index, features in loader]
     assert seen == [(0, (1, 6, 10)), (1, (1, 6, 10))]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_data_worker_finds_is_told_in_one_sentence(tmp_path, capsys):
+    opt = small_data.make(tmp_path)
+    small_data.write_csv(str(tmp_path / "features" / "csv_mean_10" / "v_b.csv"), np.full((10, 6), np.nan))
+    with pytest.raises(SystemExit):
+        run_as_program(lambda: list(torch.utils.data.DataLoader(VideoDataSet(opt), num_workers=1)))
+    err = capsys.readouterr().err
+    assert err.startswith("error: feature file ") and "v_b.csv has nan" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
