@@ -66,8 +66,8 @@ class BMN(nn.Module):
         """
         self._check(x)
         base = self.x_1d_b(x)
-        start = self.x_1d_s(base).squeeze(1)
-        end = self.x_1d_e(base).squeeze(1)
+        start = _probability(self.x_1d_s[:-1](base).squeeze(1))
+        end = _probability(self.x_1d_e[:-1](base).squeeze(1))
         return self._proposal_evaluation(self.x_1d_p(base), valid_only), start, end
 
     def _proposal_evaluation(self, x, valid_only):
@@ -78,7 +78,7 @@ class BMN(nn.Module):
             logits = torch.stack([self._by_cell(video, self.cells[valid_only]) for video in table.unbind(0)])
         else:
             logits = self._by_map(table)
-        confidence_map = logits.view(-1, 2, self.temporal_scale, self.temporal_scale).sigmoid()
+        confidence_map = _probability(logits.view(-1, 2, self.temporal_scale, self.temporal_scale))
         return torch.triu(confidence_map) if valid_only else confidence_map
 
     def _proposals(self, table):
@@ -112,6 +112,11 @@ class BMN(nn.Module):
             errors.append("sample_mask has shape %s, %s is needed: the checkpoint was made with another "
                           "--temporal_scale or --num_sample" % (tuple(mask.shape), wanted))
         state_dict.pop(prefix + "sample_mask")
+
+
+def _probability(logits):
+    """Sigmoid in float32 at least: bfloat16 has nothing between 0.996 and 1, where losses and ties are decided."""
+    return torch.sigmoid(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits)
 
 
 def _boundary_head():

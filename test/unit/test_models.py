@@ -6,6 +6,7 @@ import pytest
 import torch
 from formulas import wave, wave_parameters
 
+from device import TORCH
 from models import BMN
 
 
@@ -46,3 +47,17 @@ def test_float64_is_the_reference(golden, name, valid_only, contraction):
         assert np.linalg.norm(found) == pytest.approx(float(figures["gradnorm/" + parameter]), rel=1e-6)
         found = found[np.linspace(0, found.size - 1, 64).astype(int)]
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * abs(wanted).max(), err_msg=parameter)
+
+
+@pytest.mark.skipif(TORCH < (2, 1), reason="this PyTorch has no autocast for CPUs")
+def test_probabilities_are_float32_under_autocast():
+    """Half precision rounds 0.998 to 1, whose logarithm and gradient are lost."""
+    network = BMN({"temporal_scale": 8, "feat_dim": 4, "num_sample": 4})
+    for head in (network.x_1d_s[2], network.x_1d_e[2], network.x_2d_p[6]):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.constant_(head.bias, 7.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = network(torch.randn(1, 4, 8))
+    for output in outputs:
+        assert output.dtype == torch.float32
+        assert torch.allclose(output, torch.sigmoid(torch.tensor(7.0))) and (output < 1).all()
