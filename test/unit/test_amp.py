@@ -208,6 +208,8 @@ def test_a_dynamic_scale_gives_way(scaler_on_cpu):
     given = amp.Precision(CUDA, "O1", 128)
     given.load_state_dict(state)
     assert given._scaler.get_scale() == 128, "--loss_scale is what the user says now"
+    again.load_state_dict({"kind": "apex", "apex": {}, "skipped": 4})
+    assert again.skipped == 4 and again._scaler.state_dict()["scale"] == 2.0 ** 15, "apex's scaling does not fit here"
     elsewhere = amp.Precision(CPU, "O0", 128)
     elsewhere.load_state_dict(state)
     assert elsewhere.skipped == 1

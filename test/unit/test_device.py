@@ -34,8 +34,8 @@ def install(monkeypatch, tmp_path):
     sys.modules.pop("torch_npu", None)
 
 
-def has_npus(monkeypatch, count):
-    monkeypatch.setattr(torch, "npu", types.SimpleNamespace(is_available=lambda: count > 0,
+def has_npus(monkeypatch, count, available=True):
+    monkeypatch.setattr(torch, "npu", types.SimpleNamespace(is_available=lambda: available,
                                                             device_count=lambda: count), raising=False)
 
 
@@ -66,6 +66,8 @@ def test_ascends_pytorch_1_5_has_it_built_in(monkeypatch):
 def test_no_device_is_seen(install, monkeypatch):
     install("")
     has_npus(monkeypatch, 0)
+    assert npu_problem() == "torch_npu sees no device"
+    has_npus(monkeypatch, 1, available=False)
     assert npu_problem() == "torch_npu sees no device"
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "9")
     assert npu_problem() == "torch_npu sees no device (ASCEND_RT_VISIBLE_DEVICES=9)"
