@@ -34,6 +34,7 @@ class VideoDataSet(torch.utils.data.Dataset):
         skip = opt["skip_missing"]
         self.videos = {name: video for name, video in videos.items() if not skip or name in self.features}
         self.video_list = list(self.videos)
+        self.left_out = len(videos) - len(self.videos)      # by skip_missing
         self.labels = Labels(opt["temporal_scale"])
 
     def __len__(self):

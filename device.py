@@ -228,7 +228,7 @@ class Runtime:
         """[value of rank 0, value of rank 1, ...] on every process; anything that can be pickled."""
         if self.world_size == 1:
             return [value]
-        data = torch.from_numpy(np.frombuffer(pickle.dumps(value, protocol=4), dtype=np.uint8).copy())
+        data = _packed(value)
         sizes = self._all_gather(torch.tensor([data.numel()]))
         padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
         padded[:data.numel()] = data
@@ -242,8 +242,15 @@ class Runtime:
         return [part.cpu() for part in parts]
 
     def broadcast(self, value):
-        """Rank 0's ``value``, on every process."""
-        return self.gather(value if self.is_main else None)[0]
+        """Rank 0's ``value``, on every process; anything that can be pickled."""
+        if self.world_size == 1:
+            return value
+        data = _packed(value if self.is_main else None)
+        size = torch.tensor([data.numel()], device=self.device)
+        dist.broadcast(size, 0)
+        data = data.to(self.device) if self.is_main else torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        dist.broadcast(data, 0)
+        return value if self.is_main else pickle.loads(data.cpu().numpy().tobytes())
 
     def random_state(self):
         """{"cpu": state, "<kind>": state} of the random number generators: tensors, to be saved and set again."""
@@ -264,6 +271,11 @@ class Runtime:
         Without ``folder``, and on the other ranks, it does nothing.
         """
         return profiling.trace(self.kind, folder if self.is_main else "", self.log)
+
+
+def _packed(value):
+    """``value`` pickled, as uint8 [bytes]: what every backend of every version can carry."""
+    return torch.from_numpy(np.frombuffer(pickle.dumps(value, protocol=4), dtype=np.uint8).copy())
 
 
 def setup(opt):

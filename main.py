@@ -27,6 +27,7 @@ from files import check_writable, replacing, write_json
 from loaders import TrainingBatches, load_batches, rank_blocks
 from loss_function import get_mask
 from models import BMN
+from onnx_network import OnnxNetwork
 from opts import parse_opt
 from score_tables import FOLDER, CsvExport
 
@@ -89,7 +90,9 @@ def train(opt, runtime, precision):
         metrics.append(dict(
             {name: trained[name] for name in ("fps", "time", "data_time", "iterations")}, epoch=epoch, lr=learning_rate,
             train=trained["losses"], validation=validated["losses"], skipped_steps=precision.skipped,
-            peak_memory_mb=runtime.peak_memory_mb(), device=runtime.kind, world_size=runtime.world_size))
+            peak_memory_mb=runtime.peak_memory_mb(), device=runtime.kind, world_size=runtime.world_size,
+            videos={"training": len(training), "validation": len(validation),
+                    "left_out": training.left_out + validation.left_out}))
         is_best = validated["losses"]["total"] < best_loss
         best_loss = min(best_loss, validated["losses"]["total"])
         state = checkpoint.training_state(network, optimizer, scheduler, precision, epoch + 1, best_loss, opt, metrics,
@@ -104,7 +107,7 @@ def build(opt, runtime, precision):
     device.seed_everything(opt["seed"])
     network = BMN(opt)
     if opt["finetune"]:
-        checkpoint.load_network(opt["pth_path"], network)
+        checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime), network)
     network.to(runtime.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=opt["training_lr"], weight_decay=opt["weight_decay"])
     network, optimizer = precision.prepare(network, optimizer)
@@ -142,12 +145,12 @@ def resume(opt, runtime, network, optimizer, scheduler, precision):
     path = opt["resume"]
     if path == "auto":
         path = os.path.join(opt["checkpoint_path"], checkpoint.LAST)
-        if not os.path.exists(path):
+        if not runtime.broadcast(os.path.exists(path)):
             runtime.log("--resume auto: no %s yet, starting anew" % path)
             path = ""
     if not path:
         return [], float("inf")
-    state = checkpoint.read(path)
+    state = read_checkpoint(path, runtime)
     checkpoint.restore_training(state, network, optimizer, scheduler, precision)
     if len(state["random_states"]) == runtime.world_size:
         runtime.set_random_state(state["random_states"][runtime.rank])
@@ -156,6 +159,11 @@ def resume(opt, runtime, network, optimizer, scheduler, precision):
                     % (path, len(state["random_states"]), runtime.world_size))
     runtime.log("resumed from %s: %d of %d epochs are done" % (path, state["epoch"], opt["train_epochs"]))
     return state["metrics"], state["best_loss"]
+
+
+def read_checkpoint(path, runtime):
+    """Rank 0 reads it and the others get it from there: the machines of a run need not share a disk."""
+    return runtime.broadcast(checkpoint.read(path) if runtime.is_main else None)
 
 
 def save(folder, state, is_best):
@@ -170,12 +178,17 @@ def save(folder, state, is_best):
         handle.writelines(json.dumps(line) + "\n" for line in state["metrics"])
 
 
+def trained_network(opt, runtime, precision):
+    """The network of --pth_path on the device, ready for inference."""
+    network = BMN(opt)
+    checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime), network)
+    return precision.prepare(network.to(runtime.device))[0]
+
+
 def infer(opt, runtime, precision):
     """Proposals of the validation videos: --result_file, then AR@AN, figures and the report."""
     validation, = open_datasets(opt, runtime, "validation")
-    network = BMN(opt)
-    checkpoint.load_network(opt["pth_path"], network)
-    network, _ = precision.prepare(network.to(runtime.device))
+    network = OnnxNetwork(opt["onnx"]) if opt["onnx"] else trained_network(opt, runtime, precision)
     blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
     loader = load(validation, list(blocks.values()), opt, runtime)
     export = CsvExport(FOLDER, opt["post_process_thread"]) if opt["save_csv"] else contextlib.nullcontext()
