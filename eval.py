@@ -1,4 +1,5 @@
 """AR@AN and AUC of a result file, by ActivityNet's protocol for temporal action proposals."""
+import collections
 import os
 
 import numpy as np
@@ -14,6 +15,10 @@ GROUND_TRUTH = "./Evaluation/data/activity_net_1_3_new.json"        # where the 
 SUBSET = "validation"
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 REPORTED = (1, 5, 10, 100)
+
+# In seconds: ground_truth {id: [(start, end, label)]}, proposals {id: float64 [n, 3]} (score, start, end). The rest is
+# what run_evaluation returns.
+Evaluation = collections.namedtuple("Evaluation", "ground_truth proposals average_numbers average_recall recall")
 
 
 def read_ground_truth(path, subset=SUBSET):
@@ -74,8 +79,8 @@ def read_proposals(path):
     try:
         results = content["results"]
         score = np.array([one["score"] for rows in results.values() for one in rows], np.float64)
-        segment = np.array([one["segment"] for rows in results.values() for one in rows] or np.empty((0, 2)), np.float64)
-        table = np.column_stack([score, segment])
+        segment = np.array([one["segment"] for rows in results.values() for one in rows], np.float64)
+        table = np.column_stack([score, segment if len(score) else np.empty((0, 2))])
         if table.shape[1] != 3 or not np.isfinite(table).all():
             raise ValueError("a score or a segment is not of finite numbers")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -205,7 +210,7 @@ def evaluation_proposal(opt, proposals=None):
             it at hand: reading half a million proposals takes longer than the evaluation.
 
     Returns:
-        (average numbers [100], mean recall [100], recall [10, 100]).
+        Evaluation.
 
     Raises:
         UserError: as :func:`run_evaluation`, or the figure cannot be written.
@@ -213,8 +218,14 @@ def evaluation_proposal(opt, proposals=None):
     opt = with_defaults(opt)
     if proposals is None:
         proposals = read_proposals(opt["result_file"])
-    curve = _evaluate(ground_truth_of(opt), proposals, "result file %s" % opt["result_file"])
-    plot_metric(opt, *curve)
+    ground_truth = ground_truth_of(opt)
+    curve = _evaluate(ground_truth, proposals, "result file %s" % opt["result_file"])
     for number in REPORTED:
-        print("AR@%d is \t%s" % (number, float(curve[2][:, number - 1].mean())), flush=True)
-    return curve
+        print("AR@%d is \t%s" % (number, average_recall_at(curve[2], number)), flush=True)
+    plot_metric(opt, *curve)
+    return Evaluation(ground_truth, proposals, *curve)
+
+
+def average_recall_at(recall, number):
+    """AR@number: mean over the thresholds of recall [H, 100]."""
+    return float(recall[:, number - 1].mean())

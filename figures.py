@@ -4,11 +4,17 @@ import os
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
+from matplotlib.ticker import MaxNLocator
 
+from errors import UserError
 from files import replacing
 
-CURVE_COLOURS = ("k", "r", "yellow", "b", "c", "m")
 START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
+SMALL = (6.4, 4.4)      # inches, of a figure that is to be read on a phone
+# How a curve looks: of tIoU 0.5, 0.6, ..., 0.9 in turn.
+REFERENCE = {"colours": ("r", "yellow", "b", "c", "m"), "size": (12, 8), "font": 14, "width": 4}
+REPORT = {"colours": ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"), "size": SMALL, "font": 11, "width": 2}
 
 
 def area(x, y):
@@ -20,29 +26,80 @@ def save(figure, path):
     """Write a figure; the ending of ``path`` gives the format.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or there is no such format.
     """
+    form = os.path.splitext(path)[1][1:].lower() or "png"
+    if form not in figure.canvas.get_supported_filetypes():
+        raise UserError("%s: there is no picture format '%s', use .jpg, .png, .pdf or .svg" % (path, form))
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=os.path.splitext(path)[1][1:] or "png")
+        figure.savefig(temporary, format=form)
 
 
-def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds):
-    """Recall against the average number of proposals, as the reference draws it."""
-    figure = Figure(figsize=(12, 8))
+def new_figure(size):
+    figure = Figure(figsize=size, constrained_layout=True)
     FigureCanvasAgg(figure)
+    return figure
+
+
+def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds, style=REFERENCE):
+    """Recall against the average number of proposals, by default as the reference draws it.
+
+    Args:
+        average_nr_proposals, average_recall: [100]. recall: [H, 100], at tiou_thresholds [H].
+    """
+    figure = new_figure(style["size"])
     axes = figure.add_subplot(1, 1, 1)
-    axes.plot(average_nr_proposals, average_recall, color="k", linewidth=4, label="tiou = 0.5:0.05:0.95, area=%.2f"
-              % area(average_nr_proposals, average_recall))
+    axes.plot(average_nr_proposals, average_recall, color="k", linewidth=style["width"],
+              label="tiou = 0.5:0.05:0.95, area=%.2f" % _cut(area(average_nr_proposals, average_recall)))
     for index, threshold in enumerate(tiou_thresholds[::2]):
-        axes.plot(average_nr_proposals, recall[2 * index], color=CURVE_COLOURS[index % 5 + 1], linewidth=4,
-                  linestyle="--", label="tiou=[%s], area=%.2f"
-                  % (threshold, area(average_nr_proposals, recall[2 * index])))
-    axes.legend(loc="best")
-    axes.set_ylabel("Average Recall", fontsize=14)
-    axes.set_xlabel("Average Number of Proposals per Video", fontsize=14)
+        axes.plot(average_nr_proposals, recall[2 * index], color=style["colours"][index % 5], linewidth=style["width"],
+                  linestyle="--", label="tiou=[%.4g], area=%.2f"
+                  % (threshold, _cut(area(average_nr_proposals, recall[2 * index]))))
+    axes.legend(loc="best", fontsize=style["font"] - 2)
+    axes.set_ylabel("Average Recall", fontsize=style["font"])
+    axes.set_xlabel("Average Number of Proposals per Video", fontsize=style["font"])
     axes.grid(True, which="both")
     axes.set_ylim(0, 1.0)
-    axes.tick_params(labelsize=14)
+    axes.tick_params(labelsize=style["font"])
+    return figure
+
+
+def _cut(number):
+    return int(number * 100) / 100.         # as the reference, which does not round
+
+
+def recall_by_tiou(recall, tiou_thresholds):
+    """Recall [H, 100] of the best 1, 5, 10 and 100 proposals against tIoU."""
+    figure = new_figure(SMALL)
+    axes = figure.add_subplot(1, 1, 1)
+    for number, colour in zip((100, 10, 5, 1), ("#440154", "#31688e", "#35b779", "#b5a41c")):
+        axes.plot(tiou_thresholds, recall[:, number - 1], "o-", color=colour, markersize=4, linewidth=2,
+                  label="%d proposal%s" % (number, "s" * (number > 1)))
+    axes.legend(fontsize=9)
+    axes.set_xlabel("tIoU", fontsize=11)
+    axes.set_ylabel("Recall", fontsize=11)
+    axes.set_ylim(0, 1)
+    axes.grid(True, alpha=0.4)
+    return figure
+
+
+def training_curve(epochs):
+    """Losses of a run. ``epochs``: the objects of metrics.jsonl, one an epoch."""
+    figure = new_figure(SMALL)
+    titles = {"total": "total", "tem": "TEM", "pem_reg": "PEM regression", "pem_cls": "PEM classification"}
+    numbers = [one["epoch"] for one in epochs]
+    for place, (name, title) in enumerate(titles.items(), 1):
+        axes = figure.add_subplot(2, 2, place)
+        for subset, colour in (("train", START_COLOUR), ("validation", END_COLOUR)):
+            axes.plot(numbers, [one[subset][name] for one in epochs], "o-", color=colour, markersize=3.5, label=subset)
+        axes.set_title(title, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=9)
+        axes.grid(True, alpha=0.4)
+        if place == 1:
+            axes.legend(fontsize=9, frameon=False)
+        if place > 2:
+            axes.set_xlabel("epoch", fontsize=10)
     return figure
 
 
@@ -57,25 +114,37 @@ def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
         proposals: [n, 3] (score, xmin, xmax as fractions), best first; the first ten are drawn.
         truth: (start, end, label) of each annotated action, in seconds, by start.
     """
-    figure = Figure(figsize=(13, 6), constrained_layout=True)
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.35, 1), height_ratios=(1, 1.3))
+    figure = new_figure((13, 6))
+    grid = figure.add_gridspec(1, 2, width_ratios=(1.35, 1))
     figure.suptitle(title)
-    curves = figure.add_subplot(grid[0, 0])
+    draw_boundaries_and_time_axis(figure, grid[0], seconds, start, end, proposals, truth)
+    draw_confidence(figure, grid[1], seconds, confidence_map, truth)
+    return figure
+
+
+def prediction_in_two(seconds, start, end, confidence_map, proposals, truth=()):
+    """The same as two figures that stand beside each other on a laptop and below each other on a phone."""
+    time_axis, confidence = new_figure((6.4, 5.4)), new_figure((6.4, 5.4))
+    draw_boundaries_and_time_axis(time_axis, time_axis.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
+    draw_confidence(confidence, confidence.add_gridspec(1, 1)[0], seconds, confidence_map, truth)
+    return time_axis, confidence
+
+
+def draw_boundaries_and_time_axis(figure, place, seconds, start, end, proposals, truth):
+    """Both on one axis of seconds, one above the other, annotated actions shaded."""
+    rows = GridSpecFromSubplotSpec(2, 1, subplot_spec=place, height_ratios=(1, 1.3))
+    curves = figure.add_subplot(rows[0])
     at = np.arange(len(start)) * seconds / len(start)
     curves.plot(at, start, color=START_COLOUR, label="start")
     curves.plot(at, end, color=END_COLOUR, label="end")
     curves.set_ylim(0, 1)
     curves.set_ylabel("probability")
     curves.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=2, frameon=False)
-    bars = figure.add_subplot(grid[1, 0], sharex=curves)
+    bars = figure.add_subplot(rows[1], sharex=curves)
     draw_time_axis(bars, seconds, proposals[:10], truth)
     for axes in (curves, bars):
         for first, last, _ in truth:
             axes.axvspan(first, last, color=TRUTH_COLOUR, alpha=0.12, linewidth=0, zorder=0)
-    square = figure.add_subplot(grid[:, 1])
-    draw_confidence(figure, square, seconds, confidence_map, truth)
-    return figure
 
 
 def draw_time_axis(axes, seconds, proposals, truth):
@@ -118,8 +187,9 @@ def _extent(first, last, label, seconds):
     return first, max(last, first + width)
 
 
-def draw_confidence(figure, axes, seconds, confidence_map, truth):
+def draw_confidence(figure, place, seconds, confidence_map, truth):
     """Confidence (classification times regression) of each pair of start and end; annotated actions as circles."""
+    axes = figure.add_subplot(place)
     confidence = confidence_map[0] * confidence_map[1]              # [start, end]
     above = np.tri(len(confidence), dtype=bool).T                   # start <= end
     image = axes.imshow(np.ma.masked_where(~above, confidence).T, origin="lower", extent=(0, seconds, 0, seconds),

@@ -1,0 +1,162 @@
+"""One page of a run, output/report.html: figures, curves, and some videos; a single file that needs no network."""
+import base64
+import html
+import io
+import json
+import os
+
+import numpy as np
+
+import eval as evaluation
+import figures
+from annotations import video_id
+from errors import UserError
+from files import replacing
+from segments import proposal_seconds
+
+FILE = "report.html"
+SHOWN = 10              # the best proposals that are drawn, and by whose recall the videos are ranked
+
+
+def write_report(opt, videos, result, maps_of):
+    """Write report.html beside opt["result_file"].
+
+    Args:
+        opt: complete dict; result_file, pth_path, onnx and checkpoint_path (metrics.jsonl there, if any) are read.
+        videos: {name: annotation entry} of the videos that were evaluated.
+        result: what evaluation.evaluation_proposal returned.
+        maps_of: called with three names at most; returns for each (confidence map [2, T, T], start [T], end [T]).
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
+    parts = [_summary(opt, videos, result), _curves(opt, result), _videos(videos, result, maps_of)]
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        handle.write(PAGE % "\n".join(parts))
+    return path
+
+
+def _summary(opt, videos, result):
+    """What was evaluated, and the figures that papers give."""
+    rows = [("AR@%d" % number, 100 * evaluation.average_recall_at(result.recall, number))
+            for number in evaluation.REPORTED]
+    rows.append(("AUC", evaluation.area_under_curve(result.average_numbers, result.average_recall)))
+    text = "%d videos, %d annotated actions, figures in percent. Network <code>%s</code>, proposals <code>%s</code>" % (
+        len(videos), sum(map(len, result.ground_truth.values())), html.escape(opt["onnx"] or opt["pth_path"]),
+        html.escape(opt["result_file"]))
+    return "<p>%s</p>%s" % (text, _table([name for name, _ in rows], [["%.2f" % value for _, value in rows]],
+                                         "headline"))
+
+
+def _table(header, rows, style):
+    return "<table class=%s><tr>%s</tr>%s</table>" % (
+        style, "".join("<th>%s</th>" % cell for cell in header),
+        "".join("<tr>%s</tr>" % "".join("<td>%s</td>" % cell for cell in row) for row in rows))
+
+
+def _curves(opt, result):
+    """The figures of the whole evaluation, and of the training where it left its record."""
+    cards = [_card("Average recall against the average number of proposals",
+                   figures.recall_curve(*result[2:], evaluation.THRESHOLDS, figures.REPORT)),
+             _card("Recall against tIoU", figures.recall_by_tiou(result.recall, evaluation.THRESHOLDS))]
+    record = os.path.join(opt["checkpoint_path"], "metrics.jsonl")
+    of_this_network = os.path.dirname(os.path.abspath(opt["pth_path"])) == os.path.abspath(opt["checkpoint_path"])
+    if of_this_network and not opt["onnx"] and os.path.isfile(record):
+        cards.append(_card("Losses of the training", figures.training_curve(_read_epochs(record))))
+    rows = [["%.2f" % threshold] + ["%.1f" % (100 * recall[number - 1]) for number in evaluation.REPORTED]
+            for threshold, recall in zip(evaluation.THRESHOLDS, result.recall)]
+    cards.append("<figure>%s<figcaption>Recall in percent, by tIoU and number of proposals</figcaption></figure>"
+                 % _table(["tIoU", *("%d" % number for number in evaluation.REPORTED)], rows, "plain"))
+    return _section("Curves", "", cards)
+
+
+def _read_epochs(path):
+    """The objects of metrics.jsonl."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            epochs = [json.loads(line) for line in handle if line.strip()]
+        for one in epochs:
+            float(one["train"]["total"]), float(one["validation"]["total"])
+        return epochs
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("%s is not the record of a training (%s: %s): remove it" % (path, type(error).__name__, error)
+                        ) from None
+
+
+def _videos(videos, result, maps_of):
+    """Best, median and worst video: time axis and confidence map."""
+    recall = evaluation.recall_of_videos(result.ground_truth, result.proposals, SHOWN)
+    known = sorted((name for name in videos if video_id(name) in recall), key=lambda name: -recall[video_id(name)])
+    if not known:
+        return ""
+    chosen = {}
+    for title, place in (("Best", 0), ("Median", len(known) // 2), ("Worst", len(known) - 1)):
+        chosen.setdefault(known[place], title)
+    sections = []
+    for (name, title), (confidence_map, start, end) in zip(chosen.items(), maps_of(list(chosen))):
+        truth, seconds = sorted(result.ground_truth[video_id(name)]), proposal_seconds(videos[name])
+        proposals = result.proposals.get(video_id(name), np.empty((0, 3)))
+        proposals = proposals[np.argsort(-proposals[:, 0], kind="stable")] / (1, seconds, seconds)
+        time_axis, confidence = figures.prediction_in_two(seconds, start, end, confidence_map, proposals, truth)
+        sections.append(_section(
+            "%s video: %s" % (title, name),
+            "%d action%s in %.0f seconds. Recall of the best %d proposals, mean over tIoU 0.5 to 0.95: %.0f&nbsp;%%"
+            % (len(truth), "s" * (len(truth) > 1), seconds, SHOWN, 100 * recall[video_id(name)]),
+            [_card("Boundary probabilities, ground truth and the best proposals", time_axis),
+             _card("Confidence of every pair of start and end", confidence)]))
+    return "\n".join(sections)
+
+
+def _section(title, text, cards):
+    return "<section><h2>%s</h2>%s<div class=cards>%s</div></section>" % (
+        html.escape(title), "<p>%s</p>" % text if text else "", "".join(cards))
+
+
+def _card(caption, figure):
+    return '<figure><img src="data:image/svg+xml;base64,%s" alt="%s"><figcaption>%s</figcaption></figure>' % (
+        _svg(figure), caption, caption)
+
+
+def _svg(figure):
+    """A figure as base64 text: sharp at every size, and letters are drawn, so that no font is missed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>BMN: temporal action proposals</title>
+<style>
+body { margin: 0 auto; max-width: 1200px; padding: 0 1rem 3rem; background: #f4f5f7; color: #1c2330;
+       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: 1.5rem 0 0.5rem; }
+h2 { font-size: 1.2rem; margin: 2rem 0 0.25rem; }
+p { margin: 0.25rem 0 0.75rem; color: #4a5568; }
+code { font-size: 0.9em; }
+table { width: 100%%; border-collapse: collapse; background: #fff; border-radius: 8px; }
+th, td { padding: 0.5rem 0.25rem; text-align: center; overflow-wrap: normal; }
+th { font-weight: 500; font-size: 0.85rem; color: #4a5568; }
+.headline { max-width: 640px; }
+.headline td { font-weight: 600; font-size: clamp(0.9rem, 3.8vw, 1.35rem); padding-top: 0; }
+.plain td { padding: 0.25rem; border-top: 1px solid #e5e8ee; font-variant-numeric: tabular-nums; }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%%, 440px), 1fr)); }
+figure { margin: 0; padding: 0.75rem; background: #fff; border-radius: 8px; }
+figure img { display: block; width: 100%%; height: auto; }
+@media (max-width: 480px) { body { padding: 0 0.5rem 2rem; } figure { padding: 0.5rem 0.25rem; } }
+figcaption { margin-top: 0.25rem; font-size: 0.85rem; color: #4a5568; text-align: center; }
+</style>
+</head>
+<body>
+<h1>BMN: temporal action proposals</h1>
+%s
+</body>
+</html>
+"""

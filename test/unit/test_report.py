@@ -1,0 +1,156 @@
+"""The report page: what stands in it, that it needs nothing else, and how a browser shows it, large and small."""
+import base64
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import matplotlib.image
+import numpy as np
+import pytest
+from formulas import smooth
+
+import eval as evaluation
+import report
+from defaults import with_defaults
+from errors import UserError
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+SCALE = 20
+EPOCHS = [{"epoch": epoch, "train": dict.fromkeys(("total", "tem", "pem_reg", "pem_cls"), 2.0 - epoch / 4),
+           "validation": dict.fromkeys(("total", "tem", "pem_reg", "pem_cls"), 2.5 - epoch / 4)} for epoch in range(4)]
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch, rng):
+    """(options, videos, evaluation, maps_of): five videos; of two actions v_4's proposals hit both, v_0's none."""
+    monkeypatch.chdir(tmp_path)
+    video = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}
+    videos = {"v_%d" % index: video for index in range(5)}
+    truth = {str(index): [(20.0, 40.0, "Doing <b>karate</b>"), (50.0, 90.0, "Polo")] for index in range(5)}
+    proposals = {}
+    for index in range(5):
+        good = [[20, 40], [50, 90]][:(0, 1, 1, 1, 2)[index]]
+        segments = np.array(good + [[first, first + 1] for first in range(12 - len(good))], float)
+        proposals[str(index)] = np.column_stack([np.linspace(0.9, 0.1, len(segments)), segments])
+    result = evaluation.Evaluation(truth, proposals, *evaluation.average_recall(truth, proposals))
+    asked = []
+
+    def maps_of(names):
+        asked.append(names)
+        return [(smooth((2, SCALE, SCALE), 1), smooth((1, SCALE), 2)[0], smooth((1, SCALE), 3)[0]) for _ in names]
+    maps_of.asked = asked
+    os.mkdir("checkpoint")
+    return with_defaults({"result_file": "output/result.json"}), videos, result, maps_of
+
+
+class Page(html.parser.HTMLParser):
+    """Texts, pictures, and everything that would be fetched."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.texts, self.pictures, self.fetched = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "action", "data") and not value.startswith("data:"):
+                self.fetched.append(value)
+            elif name == "src":
+                self.pictures.append(base64.b64decode(value.split(",", 1)[1]).decode())
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+
+def written(*job):
+    with open(report.write_report(*job), encoding="utf-8") as handle:
+        return handle.read()
+
+
+def test_page_holds_the_figures_and_needs_no_other_file(job):
+    _, _, result, maps_of = job
+    text = written(*job)
+    page = Page(text)
+    for number, place in ((1, 0), (5, 4), (10, 9), (100, 99)):
+        where = page.texts.index("AR@%d" % number)
+        assert page.texts[where + 5] == "%.2f" % (100 * result.recall[:, place].mean())
+    assert page.fetched == [] and "url(" not in text and "@import" not in text and "<script" not in text
+    assert all(picture.count("<svg") == 1 and not re.search(r'href="(?!#|data:)', picture) for picture in page.pictures)
+    assert len(page.pictures) == 2 + 3 * 2
+    assert maps_of.asked == [["v_4", "v_2", "v_0"]]
+    titles = [line for line in page.texts if " video: " in line]
+    assert titles == ["Best video: v_4", "Median video: v_2", "Worst video: v_0"]
+
+
+def test_losses_are_shown_for_the_network_that_they_belong_to(job):
+    with open("checkpoint/metrics.jsonl", "w") as handle:
+        handle.writelines(json.dumps(one) + "\n" for one in EPOCHS)
+    opt, *rest = job
+    assert "Losses of the training" in written(opt, *rest)
+    assert "Losses of the training" not in written(dict(opt, pth_path="elsewhere/BMN_best.pth.tar"), *rest)
+    with open("checkpoint/metrics.jsonl", "a") as handle:
+        handle.write('{"epoch": 5}\n')
+    before = written(dict(opt, pth_path="elsewhere/BMN_best.pth.tar"), *rest)
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        report.write_report(*job)
+    with open("output/report.html", encoding="utf-8") as handle:
+        assert handle.read() == before
+
+
+def test_names_are_text(job):
+    opt, videos, result, maps_of = job
+    name = "v_<i>&"
+    result.ground_truth["<i>&"], videos[name] = result.ground_truth.pop("4"), videos.pop("v_4")
+    result.proposals["<i>&"] = result.proposals.pop("4")
+    assert "Best video: " + name in Page(written(opt, videos, result, maps_of)).texts
+
+
+def test_one_video_is_enough_and_one_without_proposals_is_shown(job):
+    opt, _, result, maps_of = job
+    videos = {"v_3": job[1]["v_3"]}
+    del result.proposals["3"]
+    texts = Page(written(opt, videos, result, maps_of)).texts
+    assert [line for line in texts if " video: " in line] == ["Best video: v_3"]
+
+
+@pytest.mark.skipif(not BROWSER, reason="no chromium on this machine (apt-get install chromium)")
+def test_a_browser_shows_it_on_a_laptop_and_a_phone(job, tmp_path):
+    """Frames of both widths: no text or picture sticks out, every picture is drawn."""
+    with open("checkpoint/metrics.jsonl", "w") as handle:
+        handle.writelines(json.dumps(one) + "\n" for one in EPOCHS)
+    page = json.dumps(written(*job)).replace("</", "<\\/")
+    (tmp_path / "frames.html").write_text("""<body style="margin: 0"><script>
+const found = {};
+for (const width of [360, 1366]) {
+  const frame = document.createElement("iframe");
+  frame.style = "border: 0; height: 3000px; width: " + width + "px";
+  frame.srcdoc = %s;
+  frame.onload = () => {
+    const page = frame.contentDocument, pictures = [...page.images];
+    found[width] = {
+      wide: page.documentElement.scrollWidth, pictures: pictures.length,
+      drawn: pictures.filter(one => one.naturalWidth > 0).length,
+      out: [...page.querySelectorAll("*")].filter(one => one.getBoundingClientRect().right > width + 0.5).length,
+      beside: pictures[0].getBoundingClientRect().top == pictures[1].getBoundingClientRect().top};
+    document.title = JSON.stringify(found);
+  };
+  document.body.append(frame);
+}
+</script>""" % page, encoding="utf-8")
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                 "--user-data-dir=" + str(tmp_path / "profile"), "--hide-scrollbars", "--window-size=1366,3000",
+                 "--virtual-time-budget=20000"]
+    dom = subprocess.run([BROWSER, *arguments, "--dump-dom", (tmp_path / "frames.html").as_uri()], check=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=180).stdout.decode()
+    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom).group(1)))
+    whole = {"pictures": 9, "drawn": 9, "out": 0}
+    assert found == {"360": dict(whole, wide=360, beside=False), "1366": dict(whole, wide=1366, beside=True)}
+    picture = str(tmp_path / "page.png")
+    subprocess.run([BROWSER, *arguments, "--screenshot=" + picture, (tmp_path / "output" / "report.html").as_uri()],
+                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=180)
+    seen = matplotlib.image.imread(picture)[:, :, :3]
+    assert seen.shape[:2] == (3000, 1366) and seen[:2600].std(axis=(1, 2)).mean() > 0.05
