@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 import pytest
@@ -91,6 +92,7 @@ class Rank:
             with device.setup(dict({"device": "cpu"}, **opt)) as runtime:
                 open(self.path + ".ready", "w").close()
                 task(runtime)
+            time.sleep(0.3)                     # a process may have more to do than its part in the run
         run_as_program(main)
 
     def ended(self, within=20):
@@ -126,10 +128,6 @@ def exchange(runtime):
     assert runtime.broadcast("from %d" % rank) == "from 0"
     mine = torch.full((2,), float(rank + 1))
     assert runtime.all_reduce_sum(mine).tolist() == [6, 6] and mine.tolist() == [rank + 1, rank + 1]
-    if rank == 2:
-        time.sleep(0.3)
-    runtime.barrier()
-    runtime.barrier()
     torch.manual_seed(rank)
     weights = runtime.wrap(torch.nn.Linear(2, 1)).module.weight.detach()
     assert all(torch.equal(weights, other) for other in runtime.gather(weights))
@@ -139,13 +137,27 @@ def test_three_processes_exchange_and_leave(launch):
     assert [(rank.ended(), rank.text) for rank in launch(exchange, 3)] == [(0, "")] * 3
 
 
-def late_rank_0(runtime):
-    if runtime.is_main:
-        time.sleep(1.5)
+def come_late_in_turn(runtime):
+    for late in range(3):
+        name = "%s.%d" % (os.environ["NOTES"], late)
+        if runtime.rank == late:
+            time.sleep(0.3)
+            open(name, "w").close()
+        runtime.barrier()
+        assert os.path.exists(name)
 
 
-def test_leaving_in_any_order_is_no_failure(launch):
-    assert [(rank.ended(), rank.text) for rank in launch(late_rank_0, 3)] == [(0, "")] * 3
+def test_a_barrier_waits_for_the_last(launch, monkeypatch, tmp_path):
+    monkeypatch.setenv("NOTES", str(tmp_path / "late"))
+    assert [(rank.ended(), rank.text) for rank in launch(come_late_in_turn, 3)] == [(0, "")] * 3
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_leaving_in_any_order_is_no_failure(launch, late):
+    def task(runtime):
+        if runtime.rank == late:
+            time.sleep(1)
+    assert [(rank.ended(), rank.text) for rank in launch(task, 3)] == [(0, "")] * 3
 
 
 def wait_in_collective(runtime):
@@ -163,14 +175,17 @@ def wait_in_barrier(runtime):
 
 def wait_with_worker(runtime):
     """A forked helper, such as data loaders have, must not keep the connection of its dead parent open."""
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(8,), daemon=True)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,), daemon=True)
     child.start()
+    with open("%s.%d" % (os.environ["NOTES"], runtime.rank), "w") as handle:
+        handle.write(str(child.pid))
     time.sleep(60)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("task", [wait_in_collective, wait_in_barrier, wait_with_worker])
-def test_a_killed_process_takes_the_others_along(launch, task, lost):
+def test_a_killed_process_takes_the_others_along(launch, task, lost, monkeypatch, tmp_path):
+    monkeypatch.setenv("NOTES", str(tmp_path / "child"))
     ranks = launch(task, 3)
     while not all(os.path.exists(rank.path + ".ready") for rank in ranks):
         time.sleep(0.05)
@@ -182,6 +197,50 @@ def test_a_killed_process_takes_the_others_along(launch, task, lost):
         assert ranks[number].ended() == 1 and time.time() - killed_at < 5
         assert "error: rank %d ended before the run was done" % lost in ranks[number].text
         assert ranks[number].text.count("\n") == 1, ranks[number].text
+        if task is wait_with_worker:
+            with open(str(tmp_path / ("child.%d" % number))) as handle:
+                assert is_gone(int(handle.read())), "its helper is still there"
+
+
+def is_gone(process):
+    for _ in range(40):
+        try:
+            with open("/proc/%d/stat" % process) as handle:
+                if handle.read().rpartition(")")[2].split()[0] == "Z":      # ended; nobody has asked for its status
+                    return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+class Store(dict):
+    """As much of torch.distributed's key-value store as the watch needs."""
+
+    def set(self, name, value):
+        self[name] = value.encode()
+
+    def get(self, name):
+        while name not in self:
+            time.sleep(0.01)
+        return self[name]
+
+
+def test_strangers_are_not_taken_in():
+    store, connections = Store(), {}
+    welcome = threading.Thread(target=lambda: connections.update(processes._welcome(store, 2, 10)))
+    welcome.start()
+    port, token = store.get("bmn/watch").decode().split()
+    strangers = []
+    for hello in (b"GET / HTTP/1.1 and more than twenty bytes", bytes.fromhex(token)[:-1] + b"\0" * 5):
+        strangers.append(socket.create_connection(("127.0.0.1", int(port))))
+        strangers[-1].sendall(hello)
+    with socket.create_connection(("127.0.0.1", int(port))) as friend:
+        friend.sendall(bytes.fromhex(token) + (1).to_bytes(4, "big"))
+        welcome.join(10)
+    for connection in strangers + list(connections.values()):
+        connection.close()
+    assert list(connections) == [1]
 
 
 def fail_on_2(runtime):
