@@ -66,20 +66,24 @@ class BMN(nn.Module):
         """
         self._check(x)
         base = self.x_1d_b(x)
-        start = _probability(self.x_1d_s[:-1](base).squeeze(1))
-        end = _probability(self.x_1d_e[:-1](base).squeeze(1))
+        start = _single(self.x_1d_s[:-1](base).squeeze(1)).sigmoid()
+        end = _single(self.x_1d_e[:-1](base).squeeze(1)).sigmoid()
         return self._proposal_evaluation(self.x_1d_p(base), valid_only), start, end
 
     def _proposal_evaluation(self, x, valid_only):
         # x [B, 256, T], V [512, 256, N, 1, 1]: row t * N + n of the table is sample n at position t, 512 channels
         weight = self.x_3d_p[0].weight.view(-1, self.num_sample).t().reshape(-1, 256)
         table = F.linear(x.transpose(1, 2), weight).view(x.shape[0], -1, 512)       # [B, T*N, 512]
-        if x.device.type == "cpu" and self.boundary_matching.uses_bags(table):
+        if self._skips_cells(table):
             logits = torch.stack([self._by_cell(video, self.cells[valid_only]) for video in table.unbind(0)])
         else:
             logits = self._by_map(table)
-        confidence_map = _probability(logits.view(-1, 2, self.temporal_scale, self.temporal_scale))
+        confidence_map = logits.view(-1, 2, self.temporal_scale, self.temporal_scale).sigmoid()
         return torch.triu(confidence_map) if valid_only else confidence_map
+
+    def _skips_cells(self, table):
+        """A CPU gains from computing half of the cells; a card, and an exported graph, have whole maps."""
+        return table.device.type == "cpu" and self.boundary_matching.uses_bags(table)
 
     def _proposals(self, table):
         # [..., T*N, 512] -> [..., P + 1, 128]
@@ -90,12 +94,13 @@ class BMN(nn.Module):
         first, second, last = self.x_2d_p[2], self.x_2d_p[4], self.x_2d_p[6]
         rows = cells.first(self._proposals(table), first.weight, first.bias)
         rows = cells.second(rows, second.weight, second.bias)
-        return F.linear(rows, last.weight.flatten(1), last.bias).t().index_select(1, cells.row)     # [2, T*T]
+        logits = _single(F.linear(rows, last.weight.flatten(1), last.bias))
+        return logits.t().index_select(1, cells.row)        # [2, T*T]
 
     def _by_map(self, table):
         rows = self._proposals(table).index_select(1, self.cells[False].source.to(table.device))
         cells = rows.view(-1, self.temporal_scale, self.temporal_scale, 128).permute(0, 3, 1, 2)    # channels last
-        return self.x_2d_p[2:-1](cells)
+        return _single(self.x_2d_p[2:-1](cells))
 
     def _check(self, x):
         if x.dim() != 3 or tuple(x.shape[1:]) != (self.feat_dim, self.temporal_scale):
@@ -114,9 +119,9 @@ class BMN(nn.Module):
         state_dict.pop(prefix + "sample_mask")
 
 
-def _probability(logits):
-    """Sigmoid in float32 at least: bfloat16 has nothing between 0.996 and 1, where losses and ties are decided."""
-    return torch.sigmoid(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits)
+def _single(logits):
+    """Float32 at least: of probabilities, bfloat16 has none between 0.996 and 1, where losses and ties are decided."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _boundary_head():
