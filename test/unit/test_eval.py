@@ -1,10 +1,58 @@
-"""AR@AN against the reference's figures."""
+"""AR@AN: the reference's figures, and the protocol written out plainly."""
+import json
 import os
 
 import numpy as np
 import pytest
 
 import eval as evaluation
+from errors import UserError
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+VIDEO = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}
+
+
+def recall_by_the_protocol(ground_truth, proposals, wanted, thresholds):
+    """(average numbers, recall) with a loop for every quantifier of the protocol."""
+    count = sum(map(len, proposals.values()))
+    if wanted is None:
+        wanted = count / len(ground_truth)
+    ratio = wanted * float(len(ground_truth)) / count
+    kept = {}
+    for name in ground_truth:
+        rows = sorted(proposals.get(name, []), key=lambda row: -row[0])             # stable
+        kept[name] = rows[:min(len(rows), int(len(rows) * ratio))]
+    total = sum(map(len, kept.values()))
+    actions = sum(map(len, ground_truth.values()))
+    numbers, recall = [], [[] for _ in thresholds]
+    for k in range(1, 101):
+        pcn = k / 100.0 * (wanted * float(len(ground_truth)) / total)
+        numbers.append(pcn * (float(total) / len(ground_truth)))
+        for row, threshold in zip(recall, thresholds):
+            found = 0
+            for name, segments in ground_truth.items():
+                looked_at = kept[name][:min(len(kept[name]), int(len(kept[name]) * pcn))]
+                for start, end, _ in segments:
+                    found += any(overlap(start, end, *one[1:]) >= threshold for one in looked_at)
+            row.append(found / float(actions))
+    return numbers, recall
+
+
+def overlap(start, end, first, last):
+    inter = max(min(end, last) - max(start, first), 0)
+    union = (last - first) + (end - start) - inter
+    return inter / union if union else float("nan")
+
+
+def random_case(rng, most, grid):
+    """Videos with none to ``most`` proposals on a coarse grid of times and scores; unknown videos among them."""
+    def segment(shortest):
+        start = rng.randint(0, grid)
+        return float(start), float(rng.randint(min(start + shortest, grid), grid + 1))
+    ground_truth = {"v%d" % v: [(*segment(0), "a") for _ in range(rng.randint(1, 4))] for v in range(7)}
+    proposals = {"v%d" % v: np.array([(rng.randint(1, 9) / 8.0, *segment(1)) for _ in range(rng.randint(0, most))]
+                                     or np.empty((0, 3))) for v in range(1, 9)}
+    return ground_truth, proposals
 
 
 @pytest.mark.parametrize("name", ["eval", "eval_capped"])
@@ -16,4 +64,139 @@ def test_recall_is_the_references(golden, shared, name, capsys):
     np.testing.assert_allclose(recall, figures["recall"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(mean, figures["avg_recall"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(numbers, figures["proposals_per_video"], rtol=1e-12)
+    np.testing.assert_allclose([evaluation.average_recall_at(recall, k) for k in (1, 5, 10, 100)], figures["ar"])
     assert capsys.readouterr().out == "\tArea Under the AR vs AN curve: %s%%\n" % float(figures["auc"])
+
+
+@pytest.mark.parametrize("wanted", [100, 10, 3, None])
+@pytest.mark.parametrize("most, grid", [(5, 4), (30, 10), (150, 1000)])
+def test_recall_follows_the_protocol(rng, wanted, most, grid):
+    for _ in range(3):
+        ground_truth, proposals = random_case(rng, most, grid)
+        thresholds = THRESHOLDS[::3]
+        numbers, mean, recall = evaluation.average_recall(ground_truth, proposals, wanted, thresholds)
+        their_numbers, their_recall = recall_by_the_protocol(
+            ground_truth, {name: rows.tolist() for name, rows in proposals.items()}, wanted, thresholds)
+        np.testing.assert_allclose(numbers, their_numbers, rtol=1e-12)
+        np.testing.assert_allclose(recall, their_recall, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(mean, np.mean(their_recall, axis=0), rtol=0, atol=1e-12)
+
+
+def test_thresholds_are_met_exactly_on_the_boundary():
+    """tIoU 0.5 and 0.75 to the last digit: found at that threshold."""
+    truth = {"a": [(0.0, 4.0, "x")]}
+    for end, found in ((2.0, 1), (3.0, 6)):
+        recall = evaluation.average_recall(truth, {"a": np.array([[1.0, 0.0, end]])})[2]
+        assert recall[:, 99].sum() == found
+
+
+def test_recall_of_videos():
+    truth = {"a": [(0.0, 4.0, "x"), (10.0, 20.0, "x")], "b": [(0.0, 1.0, "x")], "c": [(0.0, 1.0, "x")]}
+    proposals = {"a": np.array([[0.1, 10.0, 20.0], [0.9, 0.0, 3.0]]), "c": np.array([[1.0, 0.0, 1.0]])}
+    assert evaluation.recall_of_videos(truth, proposals) == {"a": pytest.approx((0.6 + 1) / 2), "b": 0.0, "c": 1.0}
+    assert evaluation.recall_of_videos(truth, proposals, 1)["a"] == pytest.approx(0.3)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Options of a caller of the reference, with annotation files and a result file: v_c has no proposal."""
+    monkeypatch.chdir(tmp_path)
+    actions = {"v_a": [[10.0, 20.0]], "v_b": [[0.0, 50.0], [60.0, 80.0]], "v_c": [[5.0, 6.0]], "v_d": [],
+               "v_t": [[0.0, 1.0]]}
+    write("anno.json", {name: dict(VIDEO, annotations=[{"segment": one, "label": "Polo"} for one in rows])
+                        for name, rows in actions.items()})
+    (tmp_path / "info.csv").write_text("video,subset\n" + "".join(
+        "%s,%s\n" % (name, "training" if name == "v_t" else "validation") for name in actions))
+    write("result.json", {"version": "VERSION 1.3", "external_data": {}, "results": {
+        "a": [{"score": 0.2, "segment": [40.0, 90.0]}, {"score": 0.9, "segment": [10.0, 21.0]}],
+        "b": [{"score": 0.8, "segment": [0.0, 48.0]}], "c": []}})
+    return {"video_info": "info.csv", "video_anno": "anno.json", "result_file": "result.json",
+            "save_fig_path": "curve.jpg"}
+
+
+def write(path, content):
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "w") as handle:
+        json.dump(content, handle)
+
+
+def official(*names):
+    """A ground-truth file's content: the job's actions of these videos."""
+    segments = {"a": [[10.0, 20.0]], "b": [[0.0, 50.0], [60.0, 80.0]], "c": [[5.0, 6.0]]}
+    return {"version": "", "taxonomy": [], "database": {name: {
+        "subset": "validation", "duration": 100.0,
+        "annotations": [{"segment": one, "label": "Polo"} for one in segments[name]]} for name in names}}
+
+
+def test_what_is_printed_and_drawn(job, capsys):
+    result = evaluation.evaluation_proposal(job)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ground truth: derived from info.csv and anno.json")
+    assert lines[1] == "1 of 3 videos have no proposals: they count as missed"
+    found = [int(t <= 10 / 11) + int(t <= 48 / 50) for t in THRESHOLDS]
+    assert lines[2] == "\tArea Under the AR vs AN curve: %s%%" % evaluation.area_under_curve(*result[2:4])
+    assert [line.split("\t")[0] for line in lines[3:]] == ["AR@1 is ", "AR@5 is ", "AR@10 is ", "AR@100 is "]
+    assert float(lines[-1].split("\t")[1]) == pytest.approx(np.mean(found) / 4)
+    assert list(result.ground_truth) == ["a", "b", "c"]
+    with open("curve.jpg", "rb") as handle:
+        assert handle.read(2) == b"\xff\xd8"
+
+
+def test_proposals_at_hand_give_the_same(job, capsys):
+    from_file = evaluation.evaluation_proposal(job)
+    printed = capsys.readouterr().out
+    at_hand = evaluation.evaluation_proposal(dict(job, result_file="elsewhere.json"), from_file.proposals)
+    np.testing.assert_array_equal(at_hand.recall, from_file.recall)
+    assert capsys.readouterr().out == printed
+
+
+def test_ground_truth_given_before_default_before_derived(job, capsys):
+    derived = evaluation.evaluation_proposal(job)
+    assert "derived" in capsys.readouterr().out
+    write("Evaluation/data/activity_net_1_3_new.json", official("a", "b"))
+    default = evaluation.evaluation_proposal(job)
+    write("own.json", official("a"))
+    own = evaluation.evaluation_proposal(dict(job, ground_truth="own.json"))
+    assert [len(one.ground_truth) for one in (derived, default, own)] == [3, 2, 1]
+    assert "derived" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content, words", [
+    ([1], "does not hold proposals"), ({"version": 1}, "does not hold proposals"),
+    ({"results": {"a": [{"score": 1}]}}, "does not hold proposals.*segment"),
+    ({"results": {"a": [{"score": "high", "segment": [0, 1]}]}}, "does not hold proposals"),
+    ({"results": {"a": [{"score": 1, "segment": [0, 1, 2]}]}}, "finite numbers"),
+    ({"results": {"a": [{"score": 1, "segment": [0, 1]}, {"score": 1, "segment": [0]}]}}, "does not hold proposals"),
+    ({"results": {"a": [{"score": float("nan"), "segment": [0, 1]}]}}, "finite numbers"),
+    ({"results": {}}, "holds no proposal"), ({"results": {"a": [], "b": []}}, "holds no proposal"),
+    ({"results": {"x": [{"score": 1, "segment": [0, 1]}]}}, "no proposal of any of the 3 videos")])
+def test_a_wrong_result_file_is_named_and_nothing_drawn(job, content, words):
+    write("result.json", content)
+    with pytest.raises(UserError, match=r"result\.json.*" + words):
+        evaluation.evaluation_proposal(job)
+    assert not os.path.exists("curve.jpg")
+
+
+@pytest.mark.parametrize("content, words", [
+    ([1], "not in ActivityNet's format"), ({"database": {"a": {"subset": "validation"}}}, "not in ActivityNet's"),
+    ({"database": {"a": {"subset": "validation", "annotations": [{"segment": [1], "label": "x"}]}}}, "not in Activity"),
+    ({"database": {"a": {"subset": "testing", "annotations": []}}}, "no segment of a video of subset 'validation'"),
+    ({"database": {"a": {"subset": "validation", "annotations": []}}}, "no segment of a video of subset 'validation'")])
+def test_a_wrong_ground_truth_is_named(job, content, words):
+    write("own.json", content)
+    with pytest.raises(UserError, match=r"own\.json.*" + words):
+        evaluation.evaluation_proposal(dict(job, ground_truth="own.json"))
+
+
+def test_a_missing_or_truncated_result_file_is_named(job):
+    with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
+        evaluation.evaluation_proposal(dict(job, result_file="nowhere.json"))
+    write("own.json", official("a"))
+    with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
+        evaluation.run_evaluation("own.json", "nowhere.json")
+    with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
+        evaluation.run_evaluation("nowhere.json", "result.json")
+    with open("result.json", "r+") as handle:
+        handle.truncate(40)
+    with pytest.raises(UserError, match=r"result\.json is not valid JSON"):
+        evaluation.evaluation_proposal(job)
