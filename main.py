@@ -29,6 +29,7 @@ from loss_function import get_mask
 from models import BMN
 from onnx_network import OnnxNetwork
 from opts import parse_opt
+from report import write_report
 from score_tables import FOLDER, CsvExport
 
 LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss: %.03f, pem reg_loss: %.03f, "
@@ -186,25 +187,38 @@ def trained_network(opt, runtime, precision):
 
 
 def infer(opt, runtime, precision):
-    """Proposals of the validation videos: --result_file, then AR@AN, figures and the report."""
+    """Proposals of the validation videos: --result_file, then AR@AN, the figure and the report."""
     validation, = open_datasets(opt, runtime, "validation")
     network = OnnxNetwork(opt["onnx"]) if opt["onnx"] else trained_network(opt, runtime, precision)
-    blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
-    loader = load(validation, list(blocks.values()), opt, runtime)
+    found = propose(validation, network, opt, runtime, precision)
+    if not runtime.is_main:
+        return
+
+    def maps_of(names):
+        order = [[validation.video_list.index(name)] for name in names]
+        outputs = engine.infer(network, load_batches(validation, order, 0), precision, runtime)
+        return [[part[0] for part in maps] for _, *maps in outputs]
+
+    results = post_processing.write_result(opt["result_file"], validation.videos, found)
+    page = write_report(opt, validation.videos, evaluation_proposal(opt, results), maps_of)
+    runtime.log("proposals: %s\nfigure: %s\nreport: %s" % (opt["result_file"], opt["save_fig_path"], page))
+
+
+def propose(videos, network, opt, runtime, precision):
+    """{name: proposals} of all videos, on rank 0; the ranks share the work, and --save_csv exports the tables."""
+    blocks = rank_blocks(len(videos), runtime.rank, runtime.world_size)
+    loader = load(videos, list(blocks.values()), opt, runtime)
     export = CsvExport(FOLDER, opt["post_process_thread"]) if opt["save_csv"] else contextlib.nullcontext()
-    bar = tqdm(total=len(validation), desc="inference", unit="video", disable=None if runtime.is_main else True)
+    bar = tqdm(total=len(videos), desc="inference", unit="video", disable=None if runtime.is_main else True)
     found = {}
     with export as tables, bar:
         for indices, *maps in engine.infer(network, loader, precision, runtime):
-            names = [validation.video_list[index] for index in indices]
+            names = [videos.video_list[index] for index in indices]
             found.update(zip(names, post_processing.proposals(*maps, opt)))
             if tables:
                 tables.add(names, *maps)
-            bar.update(len(names) * runtime.world_size)
-    found = {name: proposals for rank in runtime.gather(found) for name, proposals in rank.items()}
-    if runtime.is_main:
-        post_processing.write_result(opt["result_file"], validation.videos, found)
-        evaluation_proposal(opt)
+            bar.update(min(len(names) * runtime.world_size, bar.total - bar.n))
+    return {name: proposals for rank in runtime.gather(found) for name, proposals in rank.items()}
 
 
 if __name__ == "__main__":
