@@ -90,6 +90,12 @@ def test_thresholds_are_met_exactly_on_the_boundary():
         assert recall[:, 99].sum() == found
 
 
+def test_rounding_is_that_of_the_official_evaluation():
+    """Half the union to the eye, below 0.5 by the last digit in its order of operations (and not in others)."""
+    truth = {"a": [(261 / 7, 867 / 7, "x")]}
+    assert evaluation.average_recall(truth, {"a": np.array([[1.0, 553 / 7, 856 / 7]])})[2].sum() == 0
+
+
 def test_recall_of_videos():
     truth = {"a": [(0.0, 4.0, "x"), (10.0, 20.0, "x")], "b": [(0.0, 1.0, "x")], "c": [(0.0, 1.0, "x")]}
     proposals = {"a": np.array([[0.1, 10.0, 20.0], [0.9, 0.0, 3.0]]), "c": np.array([[1.0, 0.0, 1.0]])}
