@@ -3,6 +3,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from collections import OrderedDict
 
@@ -273,6 +274,32 @@ def test_a_file_that_cannot_grow(tmp_path, root):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot write" in refusal(checkpoint.save, str(tmp_path / "file" / "x.pth"), {"state_dict": {}})
+
+
+READ_ONLY = """
+import os, sys, torch
+import checkpoint
+from errors import UserError
+if os.getuid() == 0:
+    os.setuid(65534)        # permissions do not bind root
+try:
+    checkpoint.save(sys.argv[1], {"epoch": 2, "state_dict": {"a": torch.ones(2)}})
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_read_only_folder(root):
+    with tempfile.TemporaryDirectory() as folder:       # pytest's own cannot be entered by another user
+        os.chmod(folder, 0o755)
+        path = os.path.join(folder, "x.pth")
+        checkpoint.save(path, {"epoch": 1, "state_dict": {"a": torch.ones(2)}})
+        os.chmod(folder, 0o555)
+        done = subprocess.run([sys.executable, "-c", READ_ONLY, path], cwd=root, stdout=subprocess.PIPE, check=True,
+                              text=True)
+        assert done.stdout.startswith("cannot write %s (Permission denied)" % path)
+        assert checkpoint.read(path)["epoch"] == 1 and os.listdir(folder) == ["x.pth"]
+        os.chmod(folder, 0o755)
 
 
 def test_a_folder_removed_in_between_is_made_again(tmp_path):
