@@ -13,8 +13,9 @@ from files import replacing
 START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
 SMALL = (6.4, 4.4)      # inches, of a figure that is to be read on a phone
 # How a curve looks: of tIoU 0.5, 0.6, ..., 0.9 in turn.
-REFERENCE = {"colours": ("r", "yellow", "b", "c", "m"), "size": (12, 8), "font": 14, "width": 4}
-REPORT = {"colours": ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"), "size": SMALL, "font": 11, "width": 2}
+REFERENCE = {"colours": ("r", "yellow", "b", "c", "m"), "size": (12, 8), "font": 14, "width": 4, "top": 1}
+REPORT = {"colours": ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"), "size": SMALL, "font": 11, "width": 2,
+          "top": 1.02}
 
 
 def area(x, y):
@@ -59,7 +60,7 @@ def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds, 
     axes.set_ylabel("Average Recall", fontsize=style["font"])
     axes.set_xlabel("Average Number of Proposals per Video", fontsize=style["font"])
     axes.grid(True, which="both")
-    axes.set_ylim(0, 1.0)
+    axes.set_ylim(0, style["top"])
     axes.tick_params(labelsize=style["font"])
     return figure
 
@@ -78,7 +79,7 @@ def recall_by_tiou(recall, tiou_thresholds):
     axes.legend(fontsize=9)
     axes.set_xlabel("tIoU", fontsize=11)
     axes.set_ylabel("Recall", fontsize=11)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, REPORT["top"])
     axes.grid(True, alpha=0.4)
     return figure
 
