@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from errors import UserError
 
-CHUNK = 4096        # proposals whose points are computed at once: what they need stays in the cache
+CHUNK = 4096                # proposals whose points are computed at once: what they need stays in the cache
+DENSE_AT_MOST = 2 ** 27     # weights; 2 ** 24 at the defaults, 2 ** 30 at T = 400
 
 
 def sampling_entries(tscale, num_sample, num_sample_perbin, ratio):
@@ -86,7 +87,7 @@ class BoundaryMatching:
         proposal, (n, t) = key // self.rows, np.divmod(key % self.rows, tscale)
         self.place = torch.from_numpy(proposal * self.rows + t * num_sample + n)    # in W as [P, T*N], ascending in p
         self.value = torch.from_numpy(value)
-        self._made = {}
+        self._made = Made()
 
     def __reduce__(self):
         return type(self), self.options         # copied and pickled as its options, and made anew
@@ -112,41 +113,49 @@ class BoundaryMatching:
         """Whether to take the weights that are not zero, or a dense matrix product with all of them.
 
         Dense: on an NPU, in an exported graph, and where this PyTorch has no bags for the type. Also in 16 bit on
-        CUDA, where tensor cores do the 30-fold arithmetic faster than memory serves a sparse gather.
+        CUDA up to a size, where tensor cores do the 30-fold arithmetic faster than memory serves a sparse gather.
         """
         if self.contraction != "auto":
             return self.contraction == "bags"
         if exporting() or table.device.type not in ("cpu", "cuda"):
             return False
         if table.device.type == "cuda" and table.dtype in (torch.float16, torch.bfloat16):
-            return False
+            return self.rows * self.proposals > DENSE_AT_MOST
         return _has_bags(table.device.type, table.dtype)
 
     def _dense(self, table):
-        # made in the graph when that is exported: the weights that are not zero are a tenth of the whole
-        if exporting():
-            return self._make_dense(table)
-        return self._once("dense", table, self._make_dense)
+        return self._made("dense", table.device, table.dtype, self._make_dense)
 
-    def _make_dense(self, table):
+    def _make_dense(self, device, dtype):
         weights = torch.zeros((self.proposals + 1) * self.rows).scatter(0, self.place, self.value)
-        return weights.view(-1, self.rows).to(table.device, table.dtype)
+        return weights.view(-1, self.rows).to(device, dtype)
 
     def _bags(self, table):
-        return self._once("bags", table, self._make_bags)
+        return self._made("bags", table.device, table.dtype, self._make_bags)
 
-    def _make_bags(self, table):
+    def _make_bags(self, device, dtype):
         proposal, row = np.divmod(self.place.numpy(), self.rows)
         order = np.argsort(row.astype(np.min_scalar_type(self.rows)), kind="stable")        # radix sort up to 16 bit
-        forth = _bags(proposal, self.proposals + 1, row, self.value, table)
-        return forth, _bags(row[order], self.rows, proposal[order], self.value[order], table)
+        value = self.value.to(device, dtype)
+        return (_bags(proposal, self.proposals + 1, row, value),
+                _bags(row[order], self.rows, proposal[order], value[torch.from_numpy(order).to(device)]))
 
-    def _once(self, what, table, make):
-        key = what, str(table.device), table.dtype
-        if key not in self._made:
-            with _ordinary_tensors():
-                self._made[key] = make(table)
-        return self._made[key]
+
+class Made:
+    """What a device and type need of the constants: made at first use, neither copied nor stored."""
+
+    def __init__(self):
+        self.things = {}
+
+    def __call__(self, name, device, dtype, make):
+        if exporting():         # made in the graph, from less: the weights that are not zero are a tenth of the whole
+            return make(device, dtype)
+        key = name, str(device), dtype
+        if key not in self.things:
+            # within inference_mode something would be made that could not serve training later
+            with torch.inference_mode(False) if hasattr(torch, "inference_mode") else torch.enable_grad():
+                self.things[key] = make(device, dtype)
+        return self.things[key]
 
 
 class _WeightedBags(torch.autograd.Function):
@@ -168,11 +177,10 @@ def _weighted_sums(rows, bags):
     return F.embedding_bag(index, rows, offset, mode="sum", per_sample_weights=weight)
 
 
-def _bags(bag, number, index, weight, table):
-    """(index, offset, weight) of ``number`` bags on the table's device; ``bag`` is sorted and may skip some."""
+def _bags(bag, number, index, weight):
+    """(index, offset, weight) of ``number`` bags on the weights' device; ``bag`` is sorted and may skip some."""
     offset = np.searchsorted(bag, np.arange(number))
-    return (torch.from_numpy(index).to(table.device), torch.from_numpy(offset).to(table.device),
-            weight.to(table.device, table.dtype))
+    return torch.from_numpy(index).to(weight.device), torch.from_numpy(offset).to(weight.device), weight
 
 
 @functools.lru_cache(maxsize=None)
@@ -190,8 +198,3 @@ def exporting():
     """Whether the network is being traced into a graph for a file."""
     compiler = getattr(torch, "compiler", None)
     return bool(torch._C._get_tracing_state() or getattr(compiler, "is_exporting", bool)())
-
-
-def _ordinary_tensors():
-    """What is made within inference_mode could not be used in training later."""
-    return torch.inference_mode(False) if hasattr(torch, "inference_mode") else torch.enable_grad()

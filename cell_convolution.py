@@ -1,4 +1,4 @@
-"""The 3x3 convolutions of the proposal module, computed only where the confidence map is not constant.
+"""From rows of proposals to the confidence map: its 3x3 convolutions, where it is not constant, or the whole of it.
 
 Below the diagonal of the map (start > end) there is nothing to sample: all cells are alike, and after two 3x3
 convolutions they still are, but for a fringe along the diagonal and along the map's border. So the cells are kept as
@@ -10,6 +10,30 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from boundary_matching import Made
+
+
+class WholeMap:
+    """Puts rows of proposals into their cells of a T x T map."""
+
+    def __init__(self, tscale):
+        self.tscale, self._made = tscale, Made()
+        row = _proposal_rows(tscale).ravel()
+        below = row == tscale * (tscale + 1) // 2
+        row[below] += np.arange(below.sum())
+        self.row = torch.from_numpy(row)
+
+    def __reduce__(self):
+        return type(self), (self.tscale,)
+
+    def __call__(self, rows):
+        """[B, P + 1, C], the last row that of the cells with start > end -> [B, C, T, T], channels last."""
+        row = self._made("row", rows.device, None, lambda device, dtype: self.row.to(device))
+        # Each of these cells gets a row of its own: the gradient sums over them without collisions in memory.
+        below = rows[:, -1:].expand(-1, self.tscale ** 2 - rows.shape[1] + 1, -1)
+        cells = torch.cat([rows[:, :-1], below], 1).index_select(1, row)
+        return cells.view(-1, self.tscale, self.tscale, rows.shape[2]).permute(0, 3, 1, 2)
+
 
 class CellConvolutions:
     """Which cells of the T x T map the two 3x3 convolutions compute, and from which rows.
@@ -20,11 +44,9 @@ class CellConvolutions:
     """
 
     def __init__(self, tscale, valid_only):
+        self.options = tscale, valid_only
         start, end = np.indices((tscale, tscale))
-        proposals = tscale * (tscale + 1) // 2
-        source = np.full((tscale, tscale), proposals)           # the row of the cells that sample nothing
-        source[np.triu_indices(tscale)] = np.arange(proposals)
-        self.source = torch.from_numpy(source.ravel())
+        source = _proposal_rows(tscale)
         if valid_only:
             wanted = start <= end
             alike = start, end
@@ -33,9 +55,12 @@ class CellConvolutions:
             # a cell equals the one in the corner with the same distance, up to 2, from the last row and first column.
             wanted = (start <= end + 4) | ((start >= tscale - 3) & (end < 3))
             alike = np.where(start <= end + 4, [start, end], [np.maximum(start, tscale - 3), np.minimum(end, 2)])
-        self.first = _CellConvolution(_neighbourhood(wanted), source, proposals + 1)
+        self.first = _CellConvolution(_neighbourhood(wanted), source, tscale * (tscale + 1) // 2 + 1)
         self.second = _CellConvolution(wanted, self.first.row, self.first.rows)
         self.row = torch.from_numpy(np.maximum(self.second.row[tuple(alike)], 0).ravel())      # of each cell of the map
+
+    def __reduce__(self):
+        return type(self), self.options         # copied and pickled as its options, and made anew
 
 
 class _CellConvolution:
@@ -96,6 +121,13 @@ def _along(rows, weight, bias):
 def _rows(image):
     # [1, O, 1, M] -> [M, O]
     return image.permute(0, 2, 3, 1).reshape(image.shape[3], -1)
+
+
+def _proposal_rows(tscale):
+    """[T, T]: which row belongs to a cell; all cells with start > end have the last."""
+    row = np.full((tscale, tscale), tscale * (tscale + 1) // 2)
+    row[np.triu_indices(tscale)] = np.arange(proposals)
+    return row
 
 
 def _neighbourhood(wanted):

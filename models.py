@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from boundary_matching import BoundaryMatching
-from cell_convolution import CellConvolutions
+from cell_convolution import CellConvolutions, WholeMap
 from defaults import with_defaults
 from errors import UserError
 
@@ -32,6 +32,7 @@ class BMN(nn.Module):
         self.boundary_matching = BoundaryMatching(
             self.temporal_scale, self.num_sample, self.num_sample_perbin, self.prop_boundary_ratio,
             opt.get("bm_contraction", "auto"))
+        self.whole_map = WholeMap(self.temporal_scale)
         self.cells = {valid_only: CellConvolutions(self.temporal_scale, valid_only) for valid_only in (False, True)}
 
         self.x_1d_b = nn.Sequential(
@@ -98,9 +99,7 @@ class BMN(nn.Module):
         return logits.t().index_select(1, cells.row)        # [2, T*T]
 
     def _by_map(self, table):
-        rows = self._proposals(table).index_select(1, self.cells[False].source.to(table.device))
-        cells = rows.view(-1, self.temporal_scale, self.temporal_scale, 128).permute(0, 3, 1, 2)    # channels last
-        return _single(self.x_2d_p[2:-1](cells))
+        return _single(self.x_2d_p[2:-1](self.whole_map(self._proposals(table))))
 
     def _check(self, x):
         if x.dim() != 3 or tuple(x.shape[1:]) != (self.feat_dim, self.temporal_scale):

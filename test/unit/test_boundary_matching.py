@@ -148,6 +148,8 @@ def test_the_choice_by_device_and_type(monkeypatch):
     monkeypatch.setattr(boundary_matching, "_has_bags", lambda kind, dtype: True)
     assert chosen("cpu", torch.float32) and chosen("cpu", torch.bfloat16) and chosen("cuda", torch.float32)
     assert not chosen("cuda", torch.float16) and not chosen("cuda", torch.bfloat16)
+    monkeypatch.setattr(boundary_matching, "DENSE_AT_MOST", 35)        # of 6 * 6 weights
+    assert chosen("cuda", torch.float16)
     assert not chosen("npu", torch.float32) and not chosen("meta", torch.float32)
     assert chosen("npu", torch.float32, "bags") and not chosen("cpu", torch.float32, "dense")
     monkeypatch.setattr(boundary_matching, "_has_bags", lambda kind, dtype: False)
@@ -173,7 +175,7 @@ def test_copies_are_made_anew_and_carry_no_constants():
     wanted = matching(table, bias)
     assert len(pickle.dumps(matching)) < 300
     for copied in (copy.deepcopy(matching), pickle.loads(pickle.dumps(matching))):
-        assert copied.contraction == "dense" and not copied._made
+        assert copied.contraction == "dense" and not copied._made.things
         assert torch.equal(copied(table, bias), wanted)
 
 
