@@ -7,7 +7,6 @@ before the names, with or without the reference's ``sample_mask``, in any floati
 """
 import glob
 import hashlib
-import inspect
 import io
 import os
 import re
@@ -282,12 +281,7 @@ def _damaged(path, reason):
 
 def _unpickled(path, content):
     try:
-        if "weights_only" not in inspect.signature(torch.load).parameters:
-            return unpickling.load(content)
-        if not hasattr(torch.serialization, "safe_globals"):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        with torch.serialization.safe_globals([_rebuild_npu_tensor]):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return unpickling.load(content)
     except Exception as error:      # damaged bytes can end in any exception
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
@@ -308,11 +302,3 @@ def _remove_if_abandoned(path):
             os.remove(path)
     except OSError:
         pass        # gone already, or not ours to remove: it harms nobody
-
-
-def _rebuild_npu_tensor(*arguments):
-    """A tensor that torch_npu saved from a device before version 2.1; its last argument is a memory layout."""
-    return torch._utils._rebuild_tensor_v2(*arguments[:6])
-
-
-_rebuild_npu_tensor.__module__ = "torch_npu.utils.storage"      # its name in such files

@@ -1,9 +1,12 @@
-"""Reading a checkpoint on PyTorch before 1.13, whose own ``torch.load`` runs whatever code a file names.
+"""Reading what ``torch.save`` wrote without running anything, whoever wrote it.
 
-Both of PyTorch's file formats are pickles beside the raw bytes of tensors. The pickles are read by an unpickler that
-knows tensors and plain containers only, and shapes are checked against the bytes that are there: old PyTorch itself
-corrupts its memory on a file that ends too early.
+PyTorch can do that since 1.13 (weights_only). Before, its ``torch.load`` runs whatever code a file names. Both of its
+formats are pickles beside the raw bytes of tensors: here the pickles are read by an unpickler that knows tensors and
+plain containers only, and shapes are checked against the bytes that are there, for old PyTorch itself corrupts its
+memory on a file that ends too early.
 """
+import contextlib
+import inspect
 import io
 import pickle
 import zipfile
@@ -17,12 +20,30 @@ _DTYPES = {"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", 
 
 
 def load(content):
-    """The object in ``content``, the bytes of a file by ``torch.save``; its tensors are on the CPU.
+    """The object in ``content``, the bytes of a file by ``torch.save``; its tensors are on the CPU, nothing is run.
 
     Raises:
-        pickle.UnpicklingError: it names anything else; the text begins with "GLOBAL" and that name.
-        Exception: of any kind, where the bytes are damaged.
+        Exception: of any kind, where the bytes are damaged or name more than tensors and plain values; in the latter
+            case "GLOBAL" and that name stand in its text.
     """
+    if "weights_only" not in inspect.signature(torch.load).parameters:
+        return load_on_old_pytorch(content)
+    # safe_globals came later than weights_only
+    known = getattr(torch.serialization, "safe_globals", lambda names: contextlib.nullcontext())
+    with known([_rebuild_npu_tensor]):
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _rebuild_npu_tensor(*arguments):
+    """A tensor that torch_npu saved from a device before version 2.1; its last argument is a memory layout."""
+    return torch._utils._rebuild_tensor_v2(*arguments[:6])
+
+
+_rebuild_npu_tensor.__module__ = "torch_npu.utils.storage"      # its name in such files
+
+
+def load_on_old_pytorch(content):
+    """As :func:`load`, without PyTorch's help."""
     return _load_zip(content) if content.startswith(b"PK") else _load_old(content)
 
 
