@@ -126,7 +126,7 @@ def _rows(image):
 def _proposal_rows(tscale):
     """[T, T]: which row belongs to a cell; all cells with start > end have the last."""
     row = np.full((tscale, tscale), tscale * (tscale + 1) // 2)
-    row[np.triu_indices(tscale)] = np.arange(proposals)
+    row[np.triu_indices(tscale)] = np.arange(tscale * (tscale + 1) // 2)
     return row
 
 
