@@ -52,6 +52,8 @@ def time_to_save(options, log):
     began = time.time()
     child = start(options, log)
     while not os.path.exists(os.path.join("checkpoint", checkpoint.LAST)):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            raise SystemExit("the run ended before its first checkpoint: see log.txt")
         time.sleep(0.05)
     kill(child)
     return time.time() - began
