@@ -1,4 +1,4 @@
-"""Videos as the network sees them: features C x T, and for training the labels of SPEC: IoU map, start, end."""
+"""Videos as the network sees them: features C x T, and for training their labels: IoU map, start, end."""
 import numpy as np
 import torch
 
