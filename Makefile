@@ -32,7 +32,7 @@ test: $(READY_TEST)
 test-quick: $(READY_TEST)
 	$(RUN) -m pytest test/unit $(PYTEST_ARGS)
 
-test-legacy: $(READY)
+test-legacy: $(READY_TEST)
 	PYTHON="$(RUN)" bash test/legacy.sh
 
 lint: $(READY_TEST)
