@@ -1,6 +1,5 @@
 """Reading and writing files so that the user is told what is wrong, and nothing half-written bears a final name."""
 import contextlib
-import gc
 import json
 import os
 import tempfile
@@ -62,8 +61,6 @@ def read_json(path, what):
     Raises:
         UserError: missing, unreadable, or not JSON.
     """
-    collecting = gc.isenabled()
-    gc.disable()        # every object read stays: to look for garbage among half a million proposals doubles the time
     try:
         with open(path, encoding="utf-8") as handle:
             return json.load(handle)
@@ -75,9 +72,6 @@ def read_json(path, what):
     except ValueError as error:
         raise UserError("%s %s is not valid JSON (%s): it may be truncated, fetch or make it again"
                         % (what, path, error)) from None
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def write_json(path, content):

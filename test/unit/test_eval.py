@@ -1,4 +1,5 @@
 """AR@AN: the reference's figures, and the protocol written out plainly."""
+import gc
 import json
 import os
 
@@ -180,7 +181,7 @@ def test_a_wrong_result_file_is_named_and_nothing_drawn(job, content, words):
     write("result.json", content)
     with pytest.raises(UserError, match=r"result\.json.*" + words):
         evaluation.evaluation_proposal(job)
-    assert not os.path.exists("curve.jpg")
+    assert not os.path.exists("curve.jpg") and gc.isenabled()
 
 
 @pytest.mark.parametrize("content, words", [
