@@ -11,12 +11,14 @@ converted, not the state of a run.
 The options are those of the checkpoint where it has them, else those given here, else the defaults; a sample_mask that
 contradicts them is refused, for it cannot be seen in the result.
 """
-import argparse
 import os
 import sys
-from collections import OrderedDict
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import device  # isort: skip  # noqa: F401  (before torch)
+import argparse
+from collections import OrderedDict
+
 import numpy as np
 import torch
 

@@ -111,22 +111,24 @@ def test_two_processes_give_what_one_gives(on_npu, workshop):
 JOINED_BATCH = """
 import device
 import torch
+from models import BMN
 
 with device.setup({"device": "npu", "DeviceID": "0,0"}) as runtime:
     torch.manual_seed(0)
-    layer = runtime.wrap(torch.nn.Conv1d(4, 3, 3, padding=1))
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
-    for step in range(3):
-        batch = torch.randn(8, 4, 10, generator=torch.Generator().manual_seed(step))
-        share = 8 // runtime.world_size
+    network = BMN({"temporal_scale": 8, "feat_dim": 4, "num_sample": 4}).to(runtime.device)
+    model = runtime.wrap(network)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    for step in range(2):
+        batch = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(step))
+        share = 4 // runtime.world_size
         mine = batch[runtime.rank * share:(runtime.rank + 1) * share].to(runtime.device)
         optimizer.zero_grad()
-        (layer(mine) ** 2).mean().backward()        # a mean over videos, as the losses of BMN are not
+        sum((output ** 2).mean() for output in model(mine)).backward()      # means over videos, unlike BMN's losses
         optimizer.step()
-    weights = torch.cat([weight.detach().cpu().flatten() for weight in layer.parameters()])
+    weights = torch.cat([weight.detach().cpu().flatten() for weight in network.parameters()])
     assert all(torch.equal(weights, other) for other in runtime.gather(weights))
     if runtime.is_main:
-        torch.save(weights, "weights.%d" % runtime.world_size)
+        torch.save(weights, "joined.%d" % runtime.world_size)
 """
 
 
@@ -137,5 +139,5 @@ def test_gradients_of_two_processes_are_those_of_the_joined_batch(workshop):
         done = subprocess.run([sys.executable, *launcher, "joined.py"], cwd=str(workshop.folder), capture_output=True,
                               text=True, env=workshop.environment(PYTHONPATH=path), timeout=300, check=False)
         assert done.returncode == 0, done.stderr
-    one, two = (torch.load(str(workshop.folder / ("weights.%d" % count))) for count in (1, 2))
+    one, two = (torch.load(str(workshop.folder / ("joined.%d" % count))) for count in (1, 2))
     assert torch.allclose(one, two, rtol=1e-5, atol=1e-7)
