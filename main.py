@@ -208,7 +208,8 @@ def propose(videos, network, opt, runtime, precision):
     """{name: proposals} of all videos, on rank 0; the ranks share the work, and --save_csv exports the tables."""
     blocks = rank_blocks(len(videos), runtime.rank, runtime.world_size)
     loader = load(videos, list(blocks.values()), opt, runtime)
-    export = CsvExport(FOLDER, opt["post_process_thread"]) if opt["save_csv"] else contextlib.nullcontext()
+    helpers = max(1, opt["post_process_thread"] // runtime.world_size)
+    export = CsvExport(FOLDER, helpers) if opt["save_csv"] else contextlib.nullcontext()
     bar = tqdm(total=len(videos), desc="inference", unit="video", disable=None if runtime.is_main else True)
     found = {}
     with export as tables, bar:
