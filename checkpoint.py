@@ -37,23 +37,19 @@ _OPTION_OF_TENSOR = {"x_1d_b.0.weight": "feat_dim", "x_3d_p.0.weight": "num_samp
 
 
 def training_state(model, optimizer, scheduler, precision, epoch, best_loss, opt, metrics, random_states):
-    """All that a run needs to go on as if it had never stopped, on the CPU.
+    """All that a run needs to go on as if it had never stopped.
 
     Args:
+        model: the network itself, not its parallel wrapper.
         epoch: number of epochs done.
         best_loss: lowest validation loss so far.
         opt: dict of options.
         metrics: list of one dict of numbers for each epoch done.
         random_states: list with one state for each rank.
     """
-    return {"epoch": epoch, "state_dict": network_state(model), "optimizer": _optimizer_state(optimizer),
+    return {"epoch": epoch, "state_dict": model.state_dict(), "optimizer": _optimizer_state(optimizer),
             "scheduler": scheduler.state_dict(), "precision": precision.state_dict(), "best_loss": best_loss,
             "options": dict(opt), "metrics": metrics, "random_states": random_states}
-
-
-def network_state(model):
-    """The state_dict of ``model``, DistributedDataParallel or not, under the network's own names."""
-    return OrderedDict((_own_name(name), tensor) for name, tensor in model.state_dict().items())
 
 
 def restore_training(state, model, optimizer, scheduler, precision):
@@ -148,7 +144,6 @@ def read(path):
 
 def put_network(state, model):
     """Load the network of a state that :func:`read` returned into ``model``, cast to its type; or say what differs."""
-    model = getattr(model, "module", model)
     _check_options(state, {name: getattr(model, name) for name in NETWORK_OPTIONS})
     found, wanted = state["state_dict"], model.state_dict()
     for what, names in (("lacks", [name for name in wanted if name not in found]),

@@ -111,12 +111,6 @@ def test_steps_are_numbers_for_old_pytorch(written):
     assert steps == {int}
 
 
-def test_a_parallel_model_is_saved_under_its_own_names(network):
-    parallel = torch.nn.Module()
-    parallel.module = network
-    assert same(checkpoint.network_state(parallel), network.state_dict())
-
-
 def test_a_network_alone_does_not_resume(tmp_path, network):
     torch.save({"epoch": 1, "state_dict": network.state_dict()}, str(tmp_path / "network.pth"))
     state = checkpoint.read(str(tmp_path / "network.pth"))

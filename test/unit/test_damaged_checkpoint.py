@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +144,17 @@ def test_attributes_are_not_set_on_what_the_old_reader_knows():
     pickles = [pickle.dumps(pickle.load(buffer), 2) for _ in range(3)]
     with pytest.raises(pickle.UnpicklingError, match="attributes"):
         unpickling.load_on_old_pytorch(b"".join(pickles) + evil)
+
+
+@pytest.mark.parametrize(("offset", "size", "stride"), [
+    (0, (7,), (1,)), (1, (6,), (1,)), (0, (2, 3), (3, 2)), (0, (1, 2), (0, 6)), (6, (1,), (1,)), (-1, (2,), (1,)),
+    (0, (-1,), (1,)), (0, (3,), (-1,)), (0, (2 ** 40,), (0,)), (0, (2, 3), (3,)), (0, (2.0,), (1,)),
+    (0, (True,), (1,)), (2 ** 62, (2,), (2 ** 62,))])
+def test_a_tensor_outside_its_numbers(offset, size, stride):
+    """Old PyTorch would read, or write, what is not its own."""
+    assert unpickling._tensor(np.arange(6.), 1, (2, 2), (3, 1)).tolist() == [[1, 2], [4, 5]]
+    with pytest.raises(ValueError, match="shape"):
+        unpickling._tensor(np.arange(6.), offset, size, stride)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
