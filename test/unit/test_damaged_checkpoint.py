@@ -146,6 +146,21 @@ def test_attributes_are_not_set_on_what_the_old_reader_knows():
         unpickling.load_on_old_pytorch(b"".join(pickles) + evil)
 
 
+def test_old_format_with_numbers_missing():
+    """Cut so that one number of the last tensor is left; and with a tensor that the list of keys leaves out."""
+    whole, _ = small_checkpoint("old")
+    with pytest.raises(ValueError, match="smaller than"):
+        unpickling.load_on_old_pytorch(whole[:-34 * 4])
+    handle = io.BytesIO(whole)
+    for _ in range(3):
+        pickle.load(handle)
+    unpickling._Unpickler(handle, lambda key, dtype, count: np.zeros(count, dtype)).load()
+    at = handle.tell()
+    keys = pickle.load(handle)
+    with pytest.raises(ValueError, match="the values of 1 tensors are missing"):
+        unpickling.load_on_old_pytorch(whole[:at] + pickle.dumps(keys[:-1], 2) + whole[handle.tell():])
+
+
 @pytest.mark.parametrize(("offset", "size", "stride"), [
     (0, (7,), (1,)), (1, (6,), (1,)), (0, (2, 3), (3, 2)), (0, (1, 2), (0, 6)), (6, (1,), (1,)), (-1, (2,), (1,)),
     (0, (-1,), (1,)), (0, (3,), (-1,)), (0, (2 ** 40,), (0,)), (0, (2, 3), (3,)), (0, (2.0,), (1,)),
