@@ -161,6 +161,16 @@ def test_old_format_with_numbers_missing():
         unpickling.load_on_old_pytorch(whole[:at] + pickle.dumps(keys[:-1], 2) + whole[handle.tell():])
 
 
+@pytest.mark.parametrize("identity", [
+    ("storage", {}, "0", "cpu", 3, None), ("storage", "O", "0", "cpu", 3, None), ("module", "<f4", "0", "cpu", 3, None),
+    ("storage", "<f4", "0", "cpu", 3, ("1", 0, 2))])
+def test_tensors_of_an_unknown_kind(identity):
+    reader = unpickling._Unpickler(io.BytesIO(), lambda key, dtype, count: np.zeros(count, dtype))
+    assert reader.persistent_load(("storage", "<f4", "0", "cpu", 3, None)).tolist() == [0, 0, 0]
+    with pytest.raises(pickle.UnpicklingError, match="unknown kind"):
+        reader.persistent_load(identity)
+
+
 @pytest.mark.parametrize(("offset", "size", "stride"), [
     (0, (7,), (1,)), (1, (6,), (1,)), (0, (2, 3), (3, 2)), (0, (1, 2), (0, 6)), (6, (1,), (1,)), (-1, (2,), (1,)),
     (0, (-1,), (1,)), (0, (3,), (-1,)), (0, (2 ** 40,), (0,)), (0, (2, 3), (3,)), (0, (2.0,), (1,)),
