@@ -27,10 +27,12 @@ def read_videos(opt, subset):
         UserError: a file is missing, unreadable or of another form, a listed video is not annotated, or no video
             is of that subset.
     """
-    listed = [name for name, its_subset in read_video_list(opt["video_info"]) if subset in its_subset]
+    rows = read_video_list(opt["video_info"])
+    listed = [name for name, its_subset in rows if subset in its_subset]
     if not listed:
-        raise UserError("--video_info %s lists no video of subset '%s': check its column 'subset'"
-                        % (opt["video_info"], subset))
+        found = ", ".join(sorted({"'%s'" % one for _, one in rows})[:5]) or "no rows"
+        raise UserError("--video_info %s lists no video whose subset has the word '%s' (it has %s): check that column"
+                        % (opt["video_info"], subset, found))
     annotated = read_annotations(opt["video_anno"])
     absent = [name for name in listed if name not in annotated]
     if absent:
@@ -48,13 +50,14 @@ def read_video_list(path):
         UserError: missing, unreadable, or without the columns video and subset.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as handle:
+        with open(path, newline="", encoding="utf-8-sig") as handle:      # Excel puts a mark first
             rows = csv.DictReader(handle)
             missing = [column for column in ("video", "subset") if column not in (rows.fieldnames or ())]
             if missing:
-                raise UserError("--video_info %s has no column '%s': its first line must name video and subset"
-                                % (path, missing[0]))
-            return [(row["video"], row["subset"] or "") for row in rows]
+                raise UserError("--video_info %s has no column '%s': its first line must name video and subset, "
+                                "separated by commas, and is %r"
+                                % (path, missing[0], ",".join(rows.fieldnames or ())[:80]))
+            listed = [(row["video"], row["subset"] or "") for row in rows]
     except FileNotFoundError:
         raise UserError("--video_info %s does not exist: check the path" % path) from None
     except OSError as error:
@@ -62,6 +65,9 @@ def read_video_list(path):
                         % (path, error.strerror)) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("--video_info %s is not a CSV text file (%s)" % (path, error)) from None
+    if not all(name for name, _ in listed):
+        raise UserError("--video_info %s has a row without a name in its column 'video': mend or remove it" % path)
+    return listed
 
 
 def read_annotations(path):
@@ -81,7 +87,7 @@ def _checked(name, entry, path):
     """The entry, with ``annotations`` present; UserError where a needed number or a segment is not one."""
     for key in NEEDED:
         if not _is_number(entry.get(key)) or entry[key] <= 0:
-            raise UserError("--video_anno %s: video %s has %s = %r, a number above 0 is needed"
+            raise UserError("--video_anno %s: video %s has %s = %.80r, a number above 0 is needed"
                             % (path, name, key, entry.get(key)))
     if entry.get("annotations") is None:
         entry["annotations"] = []
@@ -91,10 +97,14 @@ def _checked(name, entry, path):
     for annotation in entry["annotations"]:
         segment = annotation.get("segment") if isinstance(annotation, dict) else None
         if not (isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))):
-            raise UserError("--video_anno %s: video %s has the segment %r, [start, end] in seconds is needed"
+            raise UserError("--video_anno %s: video %s has the segment %.80r, [start, end] in seconds is needed"
                             % (path, name, segment))
+        annotation["label"] = str(annotation.get("label") or "")        # only detection needs it
     return entry
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:       # a whole number beyond all floats
+        return False

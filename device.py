@@ -303,5 +303,5 @@ def setup(opt):
 def seed_everything(seed):
     """Seed Python's, NumPy's and PyTorch's random numbers; the latter's seeding reaches every device."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)

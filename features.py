@@ -87,7 +87,8 @@ def check_features(opt, names, source=None):
 def _another_scale(opt):
     """A hint where the folder holds features of another T."""
     wanted = "csv_mean_%d" % opt["temporal_scale"]
-    there = sorted(map(os.path.basename, glob.glob(os.path.join(glob.escape(opt["data_path"]), "csv_mean_*"))))
+    there = filter(os.path.isdir, glob.glob(os.path.join(glob.escape(opt["data_path"]), "csv_mean_*")))
+    there = sorted(map(os.path.basename, there))
     return "" if wanted in there or not there else "; there is %s, but --temporal_scale %d looks for %s" % (
         " and ".join(there), opt["temporal_scale"], wanted)
 

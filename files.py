@@ -62,14 +62,14 @@ def read_json(path, what):
         UserError: missing, unreadable, or not JSON.
     """
     try:
-        with open(path, encoding="utf-8") as handle:
+        with open(path, encoding="utf-8-sig") as handle:
             return json.load(handle)
     except FileNotFoundError:
         raise UserError("%s %s does not exist: check the path" % (what, path)) from None
     except OSError as error:
         raise UserError("%s %s cannot be read (%s): check the path and its permissions"
                         % (what, path, error.strerror)) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError("%s %s is not valid JSON (%s): it may be truncated, fetch or make it again"
                         % (what, path, error)) from None
 

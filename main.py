@@ -20,7 +20,7 @@ import engine
 import post_processing
 from annotations import read_videos
 from dataset import VideoDataSet, default_workers
-from errors import run_as_program
+from errors import UserError, run_as_program
 from eval import evaluation_proposal
 from features import open_features
 from files import check_writable, replacing, write_json
@@ -39,7 +39,7 @@ LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss:
 def main():
     opt = vars(parse_opt())
     with device.setup(opt) as runtime:
-        check_outputs(opt, runtime)
+        check_files(opt, runtime)
         precision = amp.Precision(runtime, opt["opt_level"], opt["loss_scale"])
         runtime.log(precision.describe())
         if opt["mode"] in ("train", "full"):
@@ -51,9 +51,13 @@ def main():
             detection.evaluate_detection(opt, runtime.log)
 
 
-def check_outputs(opt, runtime):
-    """Find out now, not after ten epochs, that an output cannot be written."""
+def check_files(opt, runtime):
+    """Find out now, not after ten epochs, that a checkpoint is not there or an output cannot be written."""
     if runtime.is_main:
+        if opt["resume"] not in ("", "auto") and not os.path.isfile(opt["resume"]):
+            raise UserError("--resume %s is no file: give a checkpoint, or auto" % opt["resume"])
+        if opt["mode"] == "inference" and not opt["onnx"] and not os.path.isfile(opt["pth_path"]):
+            raise UserError("checkpoint %s does not exist: train first, or give --pth_path" % opt["pth_path"])
         if opt["mode"] in ("train", "full"):
             write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
         if opt["mode"] != "train":

@@ -25,6 +25,7 @@ def _number(convert, holds, wanted):
 
 COUNT = _number(int, lambda v: v >= 1, "a whole number of at least 1")
 INDEX = _number(int, lambda v: v >= 0, "a whole number of at least 0")
+SEED = _number(int, lambda v: 0 <= v < 2 ** 32, "a whole number from 0 to 4294967295")
 FLAG = _number(int, lambda v: v in (0, 1), "0 or 1")
 POSITIVE = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
 NOT_NEGATIVE = _number(float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
@@ -49,7 +50,7 @@ OPTIONS = {
         ("batch_size", COUNT, "videos a step, over all ranks together"),
         ("step_size", COUNT, "epochs between two reductions of the learning rate"),
         ("step_gamma", POSITIVE, "factor of such a reduction"),
-        ("seed", INDEX, "seed of the weights, of the order of the videos and of the sampling in the loss"),
+        ("seed", SEED, "seed of the weights, of the order of the videos and of the sampling in the loss"),
     ),
     "data": (
         ("video_info", str, "CSV file that lists the videos and their subset"),
@@ -107,9 +108,9 @@ def _spelling(argument):
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _parser():
-    parser = _Parser(prog="main.py", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                     description="BMN: temporal action proposals on Ascend NPUs, CUDA and CPU")
+def _parser(description):
+    parser = _Parser(prog=os.path.basename(sys.argv[0]), allow_abbrev=False, description=description,
+                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
         for name, kind, text in options:
@@ -123,14 +124,16 @@ def _parser():
     return parser
 
 
-def parse_opt(argv=None):
+def parse_opt(argv=None, description="BMN: temporal action proposals on Ascend NPUs, CUDA and CPU"):
     """Parse the command line (``sys.argv`` where ``argv`` is None) into a Namespace with every option of DEFAULTS.
+
+    ``description`` heads the help of a tool that takes the same options.
 
     Raises:
         UserError: an unknown option, a value of the wrong type or range, options that contradict each other.
     """
     argv = sys.argv[1:] if argv is None else argv
-    given, unknown = _parser().parse_known_args([_spelling(argument) for argument in argv])
+    given, unknown = _parser(description).parse_known_args([_spelling(argument) for argument in argv])
     if unknown:
         known = sorted("--" + name for options in OPTIONS.values() for name, _, _ in options)
         close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)

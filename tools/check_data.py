@@ -90,7 +90,7 @@ def check_features(opt, names):
 def main():
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` is a natural way to look at a long list
-    opt = vars(parse_opt())
+    opt = vars(parse_opt(description=__doc__.split("\n")[0]))
     videos = check_annotations(opt)
     problems = check_features(opt, list(videos))
     if problems:

@@ -44,6 +44,8 @@ def test_an_entry_without_annotations_has_none(tmp_path):
     (dict(rows=[("v_b", "validation")]), ["no video", "train"]),
     (dict(entries={"v_b": ENTRY}), ["lacks 1 of the 1", "v_a"]), (dict(entries=[ENTRY]), ["video_anno"]),
     (dict(entries={"v_a": dict(ENTRY, duration_frame=0)}), ["v_a", "duration_frame", "0"]),
+    (dict(entries={"v_a": dict(ENTRY, duration_second=10 ** 400)}), ["v_a", "duration_second"]),
+    (dict(rows=[("", "training")]), ["video_info", "without a name"]),
     (dict(entries={"v_a": dict(ENTRY, feature_frame="many")}), ["v_a", "feature_frame", "many"]),
     (dict(entries={"v_a": dict(ENTRY, annotations=[{"segment": [1], "label": "x"}])}), ["v_a", "segment"]),
     (dict(entries={"v_a": dict(ENTRY, annotations={"segment": [1, 2]})}), ["v_a", "annotations"]),
@@ -52,6 +54,21 @@ def test_mistakes_name_the_file_and_the_video(tmp_path, change, words):
     with pytest.raises(UserError) as error:
         read_videos(files(tmp_path, **change), "train")
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_marks_of_other_programs_are_no_trouble(tmp_path):
+    opt = files(tmp_path)
+    for path in opt.values():
+        with open(path, "rb") as handle:
+            content = handle.read()
+        with open(path, "wb") as handle:
+            handle.write(b"\xef\xbb\xbf" + content)        # a byte order mark, as Excel writes
+    assert list(read_videos(opt, "train")) == ["v_a"]
+
+
+def test_a_label_is_not_needed(tmp_path):
+    opt = files(tmp_path, entries={"v_a": dict(ENTRY, annotations=[{"segment": [1, 2]}])})
+    assert read_videos(opt, "train")["v_a"]["annotations"] == [{"segment": [1, 2], "label": ""}]
 
 
 def test_missing_and_binary_files(tmp_path):

@@ -60,7 +60,8 @@ def test_inference_reads_the_best_of_its_checkpoint_path():
     (["--bach_size", "3"], "--batch_size"), (["--mode", "tain"], "tain"), (["--batch_size", "0"], "--batch_size"),
     (["--batch_size", "many"], "many"), (["--training_lr", "nan"], "--training_lr"),
     (["--training_lr", "inf"], "--training_lr"), (["--loss_scale", "0"], "--loss_scale"),
-    (["--opt_level", "O3"], "O3"), (["--save_csv", "2"], "0 or 1"), (["--temporal_scale", "1"], "--temporal_scale"),
+    (["--opt_level", "O3"], "O3"), (["--save_csv", "2"], "0 or 1"),
+    (["--seed", "4294967296"], "--seed"), (["--temporal_scale", "1"], "--temporal_scale"),
     (["stray"], "stray"), (["--soft_nms_low_thres", "0.95"], "--soft_nms_high_thres"),
     (["--mode", "detection"], "--classification_file"), (["--onnx", "nowhere.onnx", "--mode", "inference"], "nowhere"),
     (["--finetune", "1", "--pth_path", "nowhere"], "nowhere"), (["--finetune", "1", "--resume", "auto"], "--resume")])
