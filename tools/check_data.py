@@ -88,8 +88,6 @@ def check_features(opt, names):
 
 
 def main():
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` is a natural way to look at a long list
     opt = vars(parse_opt(description=__doc__.split("\n")[0]))
     videos = check_annotations(opt)
     problems = check_features(opt, list(videos))
@@ -101,4 +99,6 @@ def main():
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` is a natural way to look at a long list
     run_as_program(main)
