@@ -8,7 +8,7 @@ import eval as evaluation
 from annotations import read_annotations, video_id
 from errors import UserError
 from files import read_json
-from post_processing import write_results
+from result_files import read_proposals, write_results
 from segments import tiou
 
 CLASSES = 2             # best classes of a video that its proposals are given
@@ -28,7 +28,7 @@ def evaluate_detection(opt, log=print):
     Raises:
         UserError: a file is missing or of another form, or the files do not belong together.
     """
-    proposals = evaluation.read_proposals(opt["result_file"])
+    proposals = read_proposals(opt["result_file"])
     ground_truth = evaluation.ground_truth_of(opt)
     classes = read_classification(opt["classification_file"], proposals, known_labels(opt))
     detections = {name: classify(rows, classes[name]) for name, rows in proposals.items() if len(rows)}

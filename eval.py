@@ -1,7 +1,5 @@
 """AR@AN and AUC of a result file, by ActivityNet's protocol for temporal action proposals."""
 import collections
-import contextlib
-import gc
 import os
 
 import numpy as np
@@ -11,6 +9,7 @@ from annotations import read_videos, video_id
 from defaults import with_defaults
 from errors import UserError
 from files import read_json
+from result_files import read_proposals
 from segments import tiou
 
 GROUND_TRUTH = "./Evaluation/data/activity_net_1_3_new.json"        # where the reference keeps it
@@ -69,42 +68,6 @@ def _with_segments(segments, source, subset):
         raise UserError("%s annotates no segment of a video of subset '%s': give the file that holds this subset"
                         % (source, subset))
     return segments
-
-
-def read_proposals(path):
-    """Proposals of a result file: {id: float64 [n, 3]} (score, start, end in seconds), in the file's order.
-
-    Raises:
-        UserError: the file is missing, of another form, or holds no proposal.
-    """
-    with _no_garbage_collection():
-        content = read_json(path, "result file (--result_file)")
-        try:
-            results = content["results"]
-            score = np.array([one["score"] for rows in results.values() for one in rows], np.float64)
-            segment = np.array([one["segment"] for rows in results.values() for one in rows], np.float64)
-            table = np.column_stack([score, segment if len(score) else np.empty((0, 2))])
-            if table.shape[1] != 3 or not np.isfinite(table).all():
-                raise ValueError("a score or a segment is not of finite numbers")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError("result file %s does not hold proposals (%s: %s): it should look like "
-                            '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
-                            % (path, type(error).__name__, error)) from None
-        if not len(table):
-            raise UserError("result file %s holds no proposal: run --mode inference again" % path)
-        return dict(zip(results, np.split(table, np.cumsum([len(rows) for rows in results.values()])[:-1])))
-
-
-@contextlib.contextmanager
-def _no_garbage_collection():
-    """Half a million proposals are a million objects, none of them garbage: looking for it doubles the time."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def ranked(proposals):

@@ -6,6 +6,11 @@ import tempfile
 
 from errors import UserError
 
+try:
+    import orjson  # a result file of half a million proposals in a fifth of the time
+except ImportError:         # Python 3.7 goes without
+    orjson = None
+
 
 @contextlib.contextmanager
 def replacing(path, durable=True):
@@ -62,8 +67,12 @@ def read_json(path, what):
         UserError: missing, unreadable, or not JSON.
     """
     try:
-        with open(path, encoding="utf-8-sig") as handle:
-            return json.load(handle)
+        with open(path, "rb") as handle:
+            content = handle.read()
+        if orjson:
+            with contextlib.suppress(orjson.JSONDecodeError):       # what it refuses Python's parser takes or explains
+                return orjson.loads(content)
+        return json.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise UserError("%s %s does not exist: check the path" % (what, path)) from None
     except OSError as error:

@@ -1,6 +1,5 @@
 """From scored pairs to the best proposals by the soft-NMS rule of the reference, exactly, and the result file."""
 import functools
-import json
 import os
 
 import numpy as np
@@ -8,8 +7,8 @@ import numpy as np
 from annotations import read_videos, video_id
 from defaults import with_defaults
 from errors import UserError
-from files import replacing
 from parallel import share
+from result_files import proposals_as_json, write_results
 from score_tables import FOLDER, decode, pairs, read_table
 from segments import iou, proposal_seconds
 
@@ -140,34 +139,8 @@ def write_result(path, videos, proposals_of):
         seconds, (score, xmin, xmax) = proposal_seconds(video), proposals_of[name].T
         results[video_id(name)] = np.stack(
             [score, np.maximum(xmin, 0) * seconds, np.minimum(xmax, 1) * seconds], axis=1)
-    write_results(path, ((name, _as_json(rows)) for name, rows in results.items()))
+    write_results(path, ((name, proposals_as_json(rows)) for name, rows in results.items()))
     return results
-
-
-def _as_json(rows):
-    """What json.dumps makes of the rows, in half the time: few of the seconds differ, for they lie on a grid."""
-    seconds = rows[:, 1:].ravel().tolist()
-    digits = {second: repr(second) for second in set(seconds)}
-    return "[%s]" % ", ".join(
-        '{"score": %r, "segment": [%s, %s]}' % (score, digits[start], digits[end])
-        for score, start, end in zip(rows[:, 0].tolist(), seconds[::2], seconds[1::2]))
-
-
-def write_results(path, results):
-    """Write a file in ActivityNet's result format, whole or not at all.
-
-    Args:
-        path: the file.
-        results: yields (id, JSON text of its list); one video at a time, for together they have a million small dicts.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
-        handle.write('{"version": "VERSION 1.3", "results": {')
-        for index, (name, text) in enumerate(results):
-            handle.write("%s%s: %s" % (", " if index else "", json.dumps(name), text))
-        handle.write('}, "external_data": {}}')
 
 
 def BMN_post_processing(opt):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+import files
 from errors import UserError
 from files import check_writable, read_json, replacing, write_json
 
@@ -50,3 +51,17 @@ def test_unreadable_json_is_named(tmp_path, content, word):
         path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match="video_anno.*" + word):
         read_json(str(path), "annotation file (--video_anno)")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_json_is_read_as_python_reads_it(tmp_path, monkeypatch, rng, fast):
+    """With orjson and without: every digit, and what orjson alone refuses."""
+    if not fast:
+        monkeypatch.setattr(files, "orjson", None)
+    numbers = (rng.rand(2000) * 10.0 ** rng.randint(-30, 30, 2000)).tolist()
+    texts = [json.dumps(numbers), ", ".join("%.25f" % (number / 1e20) for number in numbers).join("[]"),
+             '\ufeff{"a": 1}', '[NaN, Infinity, 123456789012345678901234567890]', '{"a": "\\ud800", "\u00e9": 5e-324}']
+    for text in texts:
+        path = tmp_path / "x.json"
+        path.write_bytes(text.encode("utf-8"))
+        assert repr(read_json(str(path), "file")) == repr(json.loads(text.lstrip("\ufeff")))
