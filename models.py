@@ -72,19 +72,22 @@ class BMN(nn.Module):
         return self._proposal_evaluation(self.x_1d_p(base), valid_only), start, end
 
     def _proposal_evaluation(self, x, valid_only):
-        # x [B, 256, T], V [512, 256, N, 1, 1]: row t * N + n of the table is sample n at position t, 512 channels
-        weight = self.x_3d_p[0].weight.view(-1, self.num_sample).t().reshape(-1, 256)
-        table = F.linear(x.transpose(1, 2), weight).view(x.shape[0], -1, 512)       # [B, T*N, 512]
-        if self._skips_cells(table):
-            logits = torch.stack([self._by_cell(video, self.cells[valid_only]) for video in table.unbind(0)])
+        # x [B, 256, T], V [512, 256, N, 1, 1]; row t * N + n of a table [T*N, 512] is sample n at position t
+        weight = self.x_3d_p[0].weight.to(x.dtype).view(-1, self.num_sample).t().reshape(-1, 256)       # [N*512, 256]
+        features = x.transpose(1, 2)
+        if not self._skips_cells(x):
+            logits = self._by_map(F.linear(features, weight).view(x.shape[0], -1, 512))
         else:
-            logits = self._by_map(table)
+            # one product for all videos makes for one gradient of the weight; without it each table stays in the cache
+            tables = (F.linear(features, weight) if torch.is_grad_enabled() else
+                      (F.linear(video, weight) for video in features))
+            logits = torch.stack([self._by_cell(table.view(-1, 512), self.cells[valid_only]) for table in tables])
         confidence_map = logits.view(-1, 2, self.temporal_scale, self.temporal_scale).sigmoid()
         return torch.triu(confidence_map) if valid_only else confidence_map
 
-    def _skips_cells(self, table):
+    def _skips_cells(self, x):
         """A CPU gains from computing half of the cells; a card, and an exported graph, have whole maps."""
-        return table.device.type == "cpu" and self.boundary_matching.uses_bags(table)
+        return x.device.type == "cpu" and self.boundary_matching.uses_bags(x)
 
     def _proposals(self, table):
         # [..., T*N, 512] -> [..., P + 1, 128]
