@@ -10,23 +10,11 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from test_checkpoint import refusal, same
 
 import checkpoint
 import unpickling
 from errors import UserError
-
-
-def refusal(action, *arguments):
-    """The one sentence with which it is refused."""
-    with pytest.raises(UserError) as caught:
-        action(*arguments)
-    sentence = str(caught.value)
-    assert "\n" not in sentence and len(sentence) < 400
-    return sentence
-
-
-def same(found, wanted):
-    return list(found) == list(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def damaged(content, generator):
