@@ -77,11 +77,12 @@ def main():
     parser.add_argument("--videos", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--temporal_scale", type=int, default=32)
     parser.add_argument("--noise", type=float, default=1.5, help="difficulty of the planted features")
     args = parser.parse_args()
     scale = ("--temporal_scale", args.temporal_scale, "--feat_dim", 64)
-    common = (*scale, "--batch_size", 16, "--train_epochs", args.epochs)
+    common = (*scale, "--batch_size", args.batch_size, "--train_epochs", args.epochs)
     with tempfile.TemporaryDirectory() as folder:
         run(folder, os.path.join(ROOT, "tools", "make_sample_data.py"), "--videos", args.videos, "--noise", args.noise,
             "--annotations", os.path.abspath(args.annotations), *scale)

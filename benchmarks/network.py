@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from reference import load_reference
 
+from amp import bfloat16_problem
 from dataset import Labels
 from defaults import DEFAULTS
 from errors import UserError, run_as_program
 from loss_function import bmn_loss_func, get_mask
 from models import BMN
 
-PRECISIONS = ("O0", "O1")       # float32; bfloat16 autocast
+NO_BFLOAT16 = bfloat16_problem()
+PRECISIONS = ("O0",) if NO_BFLOAT16 else ("O0", "O1")       # float32; bfloat16 autocast, where the processor has it
 
 
 def make_batch(batch, scale, channels=400):
@@ -121,7 +123,7 @@ def equality(args, theirs, ours):
             side.network.to(dtype).zero_grad()
             outputs = side.outputs(batch, "O0")
             ours.loss(outputs, batch).backward()
-            gradients = {name: p.grad for name, p in side.network.named_parameters() if p.grad is not None}
+            gradients = {name: p.grad.clone() for name, p in side.network.named_parameters() if p.grad is not None}
             found.append(([output.detach() for output in outputs], gradients, side.loss(outputs, batch).item()))
             side.network.float().zero_grad()
         (their_outputs, their_gradients, their_loss), (our_outputs, our_gradients, our_loss) = found
@@ -222,7 +224,7 @@ def main():
         return one(args)
     if not (args.reference or args.tscales or args.batches or args.profile):
         raise UserError("nothing to measure: give --reference DIR, --tscales, --batches or --profile")
-    print("PyTorch %s, one thread" % torch.__version__)
+    print("PyTorch %s, one thread%s" % (torch.__version__, ", O0 alone: %s" % NO_BFLOAT16 if NO_BFLOAT16 else ""))
     options = dict(DEFAULTS, temporal_scale=args.temporal_scale)
     ours = Side(options)
     if args.reference:
