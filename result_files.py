@@ -46,21 +46,25 @@ def read_proposals(path):
         UserError: the file is missing, of another form, or holds no proposal.
     """
     with _no_garbage_collection():
-        content = read_json(path, "result file (--result_file)")
-        try:
-            results = content["results"]
-            score = np.array([one["score"] for rows in results.values() for one in rows], np.float64)
-            segment = np.array([one["segment"] for rows in results.values() for one in rows], np.float64)
-            table = np.column_stack([score, segment if len(score) else np.empty((0, 2))])
-            if table.shape[1] != 3 or not np.isfinite(table).all():
-                raise ValueError("a score or a segment is not of finite numbers")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError("result file %s does not hold proposals (%s: %s): it should look like "
-                            '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
-                            % (path, type(error).__name__, error)) from None
-        if not len(table):
-            raise UserError("result file %s holds no proposal: run --mode inference again" % path)
-        return dict(zip(results, np.split(table, np.cumsum([len(rows) for rows in results.values()])[:-1])))
+        return _read(path)          # what it had in memory besides is gone before garbage is looked for again
+
+
+def _read(path):
+    content = read_json(path, "result file (--result_file)")
+    try:
+        results = content["results"]
+        score = np.array([one["score"] for rows in results.values() for one in rows], np.float64)
+        segment = np.array([one["segment"] for rows in results.values() for one in rows], np.float64)
+        table = np.column_stack([score, segment if len(score) else np.empty((0, 2))])
+        if table.shape[1] != 3 or not np.isfinite(table).all():
+            raise ValueError("a score or a segment is not of finite numbers")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError("result file %s does not hold proposals (%s: %s): it should look like "
+                        '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
+                        % (path, type(error).__name__, error)) from None
+    if not len(table):
+        raise UserError("result file %s holds no proposal: run --mode inference again" % path)
+    return dict(zip(results, np.split(table, np.cumsum([len(rows) for rows in results.values()])[:-1])))
 
 
 @contextlib.contextmanager
