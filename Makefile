@@ -8,8 +8,14 @@ DEMO_VIDEOS ?= 160
 DEMO_EPOCHS ?= 6
 PYTEST_ARGS ?=
 
+ifneq ($(words $(VENV)),1)
+$(error VENV is "$(VENV)": give the name of a folder, without spaces, or none)
+endif
 ifeq ($(VENV),none)
-RUN := $(shell command -v $(PYTHON))
+RUN := $(shell command -v "$(PYTHON)")
+ifeq ($(RUN),)
+$(error there is no program PYTHON=$(PYTHON): give the interpreter that has PyTorch)
+endif
 READY :=
 READY_TEST :=
 else

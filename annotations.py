@@ -24,11 +24,15 @@ def read_videos(opt, subset):
     {"segment": [start, end] in seconds, "label"}, empty where there is none.
 
     Raises:
-        UserError: a file is missing, unreadable or of another form, a listed video is not annotated, or no video
-            is of that subset.
+        UserError: a file is missing, unreadable or of another form, two videos have one id, one is not annotated, or
+            none is of that subset.
     """
     rows = read_video_list(opt["video_info"])
-    listed = [name for name, its_subset in rows if subset in its_subset]
+    listed = {name: None for name, its_subset in rows if subset in its_subset}       # each once, in order
+    alike = [name for name in listed if name != video_id(name) and video_id(name) in listed]
+    if alike:
+        raise UserError("--video_info %s lists %s and %s, which are both video %s in a result file: rename one"
+                        % (opt["video_info"], alike[0], video_id(alike[0]), video_id(alike[0])))
     if not listed:
         found = ", ".join(sorted({"'%s'" % one for _, one in rows})[:5]) or "no rows"
         raise UserError("--video_info %s lists no video whose subset has the word '%s' (it has %s): check that column"
@@ -40,7 +44,7 @@ def read_videos(opt, subset):
                         "annotation file and a list that belong together"
                         % (opt["video_anno"], len(absent), len(listed), subset, opt["video_info"],
                            ", ".join(absent[:3])))
-    return {name: _checked(name, annotated[name], opt["video_anno"]) for name in listed}
+    return {name: checked_entry(name, annotated[name], opt["video_anno"]) for name in listed}
 
 
 def read_video_list(path):
@@ -83,10 +87,10 @@ def read_annotations(path):
     return annotated
 
 
-def _checked(name, entry, path):
+def checked_entry(name, entry, path):
     """The entry, with ``annotations`` present; UserError where a needed number or a segment is not one."""
     for key in NEEDED:
-        if not _is_number(entry.get(key)) or entry[key] <= 0:
+        if not is_number(entry.get(key)) or entry[key] <= 0:
             raise UserError("--video_anno %s: video %s has %s = %.80r, a number above 0 is needed"
                             % (path, name, key, entry.get(key)))
     if entry.get("annotations") is None:
@@ -96,14 +100,15 @@ def _checked(name, entry, path):
                         "end], \"label\"} is needed" % (path, name))
     for annotation in entry["annotations"]:
         segment = annotation.get("segment") if isinstance(annotation, dict) else None
-        if not (isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))):
+        if not (isinstance(segment, list) and len(segment) == 2 and all(map(is_number, segment))):
             raise UserError("--video_anno %s: video %s has the segment %.80r, [start, end] in seconds is needed"
                             % (path, name, segment))
         annotation["label"] = str(annotation.get("label") or "")        # only detection needs it
     return entry
 
 
-def _is_number(value):
+def is_number(value):
+    """Whether a value from a JSON file is a finite number."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:       # a whole number beyond all floats

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from boundary_matching import Made
+from boundary_matching import Made, exporting
 
 
 class WholeMap:
@@ -18,20 +18,23 @@ class WholeMap:
 
     def __init__(self, tscale):
         self.tscale, self._made = tscale, Made()
-        row = _proposal_rows(tscale).ravel()
-        below = row == tscale * (tscale + 1) // 2
-        row[below] += np.arange(below.sum())
-        self.row = torch.from_numpy(row)
+        self.source = torch.from_numpy(_proposal_rows(tscale).ravel())
+        below = self.source == tscale * (tscale + 1) // 2
+        self.row = self.source.clone()
+        self.row[below] += torch.arange(int(below.sum()))
 
     def __reduce__(self):
         return type(self), (self.tscale,)
 
     def __call__(self, rows):
         """[B, P + 1, C], the last row that of the cells with start > end -> [B, C, T, T], channels last."""
-        row = self._made("row", rows.device, None, lambda device, dtype: self.row.to(device))
-        # Each of these cells gets a row of its own: the gradient sums over them without collisions in memory.
-        below = rows[:, -1:].expand(-1, self.tscale ** 2 - rows.shape[1] + 1, -1)
-        cells = torch.cat([rows[:, :-1], below], 1).index_select(1, row)
+        if exporting():         # fewer kinds of operators: a converter must know them all
+            cells = rows.index_select(1, self.source.to(rows.device))
+        else:
+            row = self._made("row", rows.device, None, lambda device, dtype: self.row.to(device))
+            # Each of these cells gets a row of its own: the gradient sums over them without collisions in memory.
+            below = rows[:, -1:].expand(-1, self.tscale ** 2 - rows.shape[1] + 1, -1)
+            cells = torch.cat([rows[:, :-1], below], 1).index_select(1, row)
         return cells.view(-1, self.tscale, self.tscale, rows.shape[2]).permute(0, 3, 1, 2)
 
 

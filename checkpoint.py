@@ -161,6 +161,10 @@ def put_network(state, model):
             raise UserError("checkpoint %s is of another network: %s is %s there and %s here%s" % (
                 state["path"], name, tuple(found[name].shape), shape,
                 ", give the --%s that it was trained with" % option if option else ""))
+    broken = [name for name in wanted if not torch.isfinite(found[name].float()).all()]
+    if broken:
+        raise UserError("checkpoint %s holds numbers that are not finite (in %s): its training failed, use another one"
+                        % (state["path"], broken[0]))
     model.load_state_dict(OrderedDict((name, found[name]) for name in wanted))
 
 
@@ -174,7 +178,8 @@ def network_options(state, given):
         UserError: what is given contradicts the checkpoint.
     """
     tensors, options = state["state_dict"], state.get("options")
-    known = {name: options[name] for name in NETWORK_OPTIONS if name in options} if isinstance(options, dict) else {}
+    options = options if isinstance(options, dict) else {}
+    known = {name: options[name] for name in NETWORK_OPTIONS if isinstance(options.get(name), (int, float))}
     if "x_1d_b.0.weight" in tensors:
         known["feat_dim"] = 4 * tensors["x_1d_b.0.weight"].shape[1]         # 4 groups
     if "x_3d_p.0.weight" in tensors:

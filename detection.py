@@ -30,6 +30,7 @@ def evaluate_detection(opt, log=print):
     """
     proposals = read_proposals(opt["result_file"])
     ground_truth = evaluation.ground_truth_of(opt)
+    evaluation.count_missed(ground_truth, proposals, "result file %s" % opt["result_file"])
     classes = read_classification(opt["classification_file"], proposals, known_labels(opt))
     detections = {name: classify(rows, classes[name]) for name, rows in proposals.items() if len(rows)}
     precision = mean_average_precision(ground_truth, detections)
@@ -49,7 +50,9 @@ def known_labels(opt):
     """Every label of the ground truth, of all subsets."""
     path = evaluation.ground_truth_file(opt)
     videos = read_json(path, "ground truth")["database"] if path else read_annotations(opt["video_anno"])
-    return {one.get("label") for video in videos.values() for one in video.get("annotations", ())}
+    listed = [video.get("annotations") for video in videos.values() if isinstance(video, dict)]
+    return {one["label"] for annotations in listed if isinstance(annotations, list) for one in annotations
+            if isinstance(one, dict) and isinstance(one.get("label"), str)}
 
 
 def read_classification(path, wanted, labels):
@@ -70,7 +73,7 @@ def read_classification(path, wanted, labels):
     try:
         results = {name if name in wanted else video_id(name): rows for name, rows in content["results"].items()}
         best = {name: _best(results[name], content.get("class")) for name in wanted if name in results}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError("--classification_file %s does not hold classes (%s: %s): it should look like "
                         '{"results": {id: [{"label", "score"}]}} or {"class": [labels], "results": {id: [scores]}}'
                         % (path, type(error).__name__, error)) from None
@@ -93,6 +96,8 @@ def _best(rows, names):
     pairs = [(label, float(score)) for label, score in pairs]
     if not np.isfinite([score for _, score in pairs]).all():
         raise ValueError("a score is not a finite number")
+    if not all(isinstance(label, str) for label, _ in pairs):
+        raise ValueError("a label is not text")
     return sorted(pairs, key=lambda pair: -pair[1])[:CLASSES]
 
 

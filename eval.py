@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 import figures
-from annotations import read_videos, video_id
+from annotations import is_number, read_videos, video_id
 from defaults import with_defaults
 from errors import UserError
 from files import read_json
@@ -33,14 +33,20 @@ def read_ground_truth(path, subset=SUBSET):
     """
     content = read_json(path, "ground truth (--ground_truth)")
     try:
-        segments = {name: [(float(one["segment"][0]), float(one["segment"][1]), one["label"])
-                           for one in video["annotations"]]
+        segments = {name: list(map(_annotated, video["annotations"]))
                     for name, video in content["database"].items() if video["subset"] == subset}
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("ground truth %s is not in ActivityNet's format (%s: %s): it should look like "
                         '{"database": {id: {"subset", "annotations": [{"segment": [start, end], "label"}]}}}'
                         % (path, type(error).__name__, error)) from None
     return _with_segments(segments, "ground truth %s" % path, subset)
+
+
+def _annotated(one):
+    (start, end), label = one["segment"], one["label"]
+    if not (is_number(start) and is_number(end) and isinstance(label, str)):
+        raise ValueError("segment %.80r, label %.80r" % (one["segment"], label))
+    return float(start), float(end), label
 
 
 def ground_truth_file(opt):
@@ -111,6 +117,9 @@ def average_recall(ground_truth, proposals, max_avg_nr_proposals=100, tiou_thres
 
     Returns:
         (average numbers [100], mean recall [100], recall [H, 100]).
+
+    Raises:
+        UserError: that number leaves no proposal to look at.
     """
     videos, count = len(ground_truth), sum(map(len, proposals.values()))
     wanted = max_avg_nr_proposals or float(count) / videos
@@ -120,6 +129,9 @@ def average_recall(ground_truth, proposals, max_avg_nr_proposals=100, tiou_thres
     segments, video_of = _flat(ground_truth)
 
     number = np.array([len(one) for one in kept])                                       # [V]
+    if number.sum() < 1:
+        raise UserError("an average of %g proposals a video leaves none of the %d in the result file, most of which "
+                        "are of other videos: give files that belong together" % (wanted, count))
     share = np.arange(1, 101) / 100.0 * (wanted * float(videos) / number.sum())
     looked_at = np.minimum((number[:, None] * share).astype(int), number[:, None])      # [V, 100]
     first = first_hits(segments, video_of, kept, tiou_thresholds)
@@ -162,15 +174,21 @@ def run_evaluation(ground_truth_filename, proposal_filename, max_avg_nr_proposal
 
 
 def _evaluate(ground_truth, proposals, source, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS):
-    missed = sum(not len(proposals.get(name, ())) for name in ground_truth)
-    if missed == len(ground_truth):
-        raise UserError("%s has no proposal of any of the %d videos of the ground truth: give files that belong "
-                        "together" % (source, missed))
+    missed = count_missed(ground_truth, proposals, source)
     if missed:
         print("%d of %d videos have no proposals: they count as missed" % (missed, len(ground_truth)), flush=True)
     curve = average_recall(ground_truth, proposals, max_avg_nr_proposals, np.asarray(tiou_thresholds))
     print("\tArea Under the AR vs AN curve: %s%%" % area_under_curve(curve[0], curve[1]), flush=True)
     return curve
+
+
+def count_missed(ground_truth, proposals, source):
+    """How many videos of the ground truth have no proposal; UserError where none has any."""
+    missed = sum(not len(proposals.get(name, ())) for name in ground_truth)
+    if missed == len(ground_truth):
+        raise UserError("%s has no proposal of any of the %d videos of the ground truth: give files that belong "
+                        "together" % (source, missed))
+    return missed
 
 
 def plot_metric(opt, average_nr_proposals, average_recall, recall, tiou_thresholds=THRESHOLDS):

@@ -60,7 +60,7 @@ class PackedFeatures:
         self.dtype, self.stamps = np.dtype(header["dtype"]).newbyteorder("<"), header["videos"]
         self._index = {name: index for index, name in enumerate(self.stamps)}
         self._start = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-        found = header["temporal_scale"], header["feat_dim"]
+        found = header.get("temporal_scale"), header.get("feat_dim")
         if found != (temporal_scale, feat_dim):
             raise UserError("packed features %s are of T = %d and C = %d, but --temporal_scale is %d and --feat_dim "
                             "%d: give those, or other features" % ((place,) + found + (temporal_scale, feat_dim)))
@@ -74,9 +74,12 @@ class PackedFeatures:
         if self._file.readline(len(MAGIC)) != MAGIC:
             raise UserError("%s is no packed feature file of this version: check the path" % self.place)
         try:
-            return json.loads(self._file.readline().decode("utf-8"))
-        except ValueError:
-            raise UserError("packed features %s are truncated: copy or make the file again" % self.place) from None
+            header = json.loads(self._file.readline().decode("utf-8"))
+            if header["dtype"] in ("float32", "float16") and isinstance(header["videos"], dict):
+                return header
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise UserError("packed features %s are truncated or damaged: copy or make the file again" % self.place)
 
     def __reduce__(self):       # another process opens the file for itself
         return PackedFeatures, (self.place, self.temporal_scale, self.feat_dim)

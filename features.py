@@ -128,11 +128,11 @@ class FolderFeatures:
         if self._files is None:
             try:
                 with os.scandir(self.place) as entries:
-                    files = [os.path.splitext(entry.name) for entry in entries]
+                    files = [os.path.splitext(entry.name) for entry in entries if entry.name.endswith(EXTENSIONS)
+                             and not entry.name.startswith(".") and not entry.is_dir()]     # macOS leaves ._v_a.csv
             except OSError as error:
                 raise UserError("feature folder %s cannot be read (%s): check the path and its permissions"
                                 % (self.place, error.strerror)) from None
-            files = [(name, extension) for name, extension in files if extension in EXTENSIONS]
             files.sort(key=lambda file: EXTENSIONS.index(file[1]), reverse=True)    # the preferred one comes last
             self._files = {name: name + extension for name, extension in files}
         return self._files
@@ -188,12 +188,13 @@ class Hdf5Features:
         try:
             found = self._open()[name]
             if hasattr(found, "keys"):
-                if len(found) != 1:
-                    raise UserError("%s is a group of %d data sets, one of T x C numbers is needed"
-                                    % (where, len(found)))
-                found = next(iter(found.values()))
+                inner = list(found.values())
+                if len(inner) != 1 or hasattr(inner[0], "keys"):
+                    raise UserError("%s is a group of %d (%s), a single data set of T x C numbers in it is needed"
+                                    % (where, len(inner), few(list(found))))
+                found = inner[0]
             return numbers(found[()], where), False
-        except (KeyError, OSError, AttributeError) as error:
+        except (KeyError, OSError, AttributeError, TypeError) as error:     # a type or link in place of a data set
             raise UserError("%s cannot be read (%s): write the file again" % (where, error)) from None
 
     def read(self, name):
@@ -205,11 +206,11 @@ class Hdf5Features:
             try:
                 import h5py
             except ImportError:
-                raise UserError("--data_path %s is an HDF5 file: install h5py to read it" % self.place) from None
+                raise UserError("feature file %s is an HDF5 file: install h5py to read it" % self.place) from None
             try:
                 self._file, self._owner = h5py.File(self.place, "r"), os.getpid()
             except OSError as error:
-                raise UserError("--data_path %s is no readable HDF5 file (%s): write it again"
+                raise UserError("feature file %s is no readable HDF5 file (%s): write it again"
                                 % (self.place, error)) from None
         return self._file
 

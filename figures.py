@@ -117,7 +117,7 @@ def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
     """
     figure = new_figure((13, 6))
     grid = figure.add_gridspec(1, 2, width_ratios=(1.35, 1))
-    figure.suptitle(title)
+    figure.suptitle(title.replace("$", r"\$"))       # a file may be called $x$: that is no formula
     draw_boundaries_and_time_axis(figure, grid[0], seconds, start, end, proposals, truth)
     draw_confidence(figure, grid[1], seconds, confidence_map, truth)
     return figure

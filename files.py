@@ -60,6 +60,12 @@ def check_writable(path):
         raise UserError("cannot write %s (%s): give a path that can be written" % (path, error.strerror)) from error
 
 
+def check_distinct(source, target):
+    """UserError where both are the same file: a conversion would overwrite what it was made from."""
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UserError("%s is what is read and what would be written: give another name for the new file" % target)
+
+
 def read_json(path, what):
     """The content of a JSON file; ``what`` names it for the user ("annotation file (--video_anno)").
 

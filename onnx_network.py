@@ -6,7 +6,7 @@ import torch
 
 from errors import UserError
 
-OUTPUTS = ("confidence_map", "start", "end")
+OUTPUTS = {"confidence_map": 4, "start": 2, "end": 2}       # name: dimensions
 
 
 def import_or_say(name, needed_by):
@@ -39,11 +39,13 @@ class OnnxNetwork:
             raise UserError("--onnx %s cannot be loaded by onnxruntime (%s): export it again with "
                             "tools/export_onnx.py" % (path, str(error).splitlines()[0][:200])) from None
         inputs = self.session.get_inputs()
-        names = [output.name for output in self.session.get_outputs()]
-        if len(inputs) != 1 or len(inputs[0].shape) != 3 or not set(OUTPUTS) <= set(names):
-            raise UserError("--onnx %s has inputs %s and outputs %s, needed are one input [batch, C, T] and outputs "
-                            "%s: export it with tools/export_onnx.py" % (
-                                path, [value.name for value in inputs], names, ", ".join(OUTPUTS)))
+        outputs = {output.name: len(output.shape) for output in self.session.get_outputs()}
+        if ([(value.type, len(value.shape)) for value in inputs] != [("tensor(float)", 3)]
+                or not OUTPUTS.items() <= outputs.items()):
+            raise UserError("--onnx %s has inputs %s and outputs %s, needed are one float input [batch, C, T] and "
+                            "outputs of these dimensions: %s: export it with tools/export_onnx.py" % (
+                                path, ["%s %s %s" % (value.name, value.type, value.shape) for value in inputs],
+                                outputs, OUTPUTS))
         self.path, self.input = path, inputs[0].name
         self.batch, *self.shape = inputs[0].shape       # a name in place of the number: any batch
 
@@ -72,4 +74,4 @@ class OnnxNetwork:
     def _run(self, x, size):
         """The outputs of at most ``size`` videos; a fixed batch is filled up."""
         filled = np.concatenate([x, np.zeros((size - len(x),) + x.shape[1:], x.dtype)])
-        return [output[:len(x)] for output in self.session.run(OUTPUTS, {self.input: filled})]
+        return [output[:len(x)] for output in self.session.run(list(OUTPUTS), {self.input: filled})]

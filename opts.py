@@ -93,6 +93,7 @@ OPTIONS = {
         ("profile", str, "folder for a trace of a few training steps"),
     ),
 }
+TYPES = {name: kind for options in OPTIONS.values() for name, kind, _ in options}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -144,11 +145,12 @@ def parse_opt(argv=None, description="BMN: temporal action proposals on Ascend N
         opt["pth_path"] = os.path.join(opt["checkpoint_path"], "BMN_best.pth.tar")
     for alias in DATA_PATH_NAMES:           # whoever reads one of the three names sees the same folder
         opt[alias] = opt["data_path"]
-    _check_together(opt)
+    check_together(opt)
     return argparse.Namespace(**opt)
 
 
-def _check_together(opt):
+def check_together(opt):
+    """UserError where options contradict each other or name files that are not there. ``opt``: complete dict."""
     if opt["finetune"] and opt["resume"]:
         raise UserError("--finetune 1 starts anew from --pth_path and --resume goes on with a run: give one of them")
     if opt["soft_nms_low_thres"] > opt["soft_nms_high_thres"]:

@@ -36,7 +36,7 @@ def share(work, items, processes=None):
     try:
         for number in range(processes):
             ours, theirs = context.Pipe(duplex=False)
-            child = context.Process(target=_child, args=(work, items[number::processes], theirs))
+            child = context.Process(target=_child, args=(work, items[number::processes], theirs, ends + [ours]))
             child.daemon = True
             child.start()
             theirs.close()      # so that the death of the child is the end of the pipe
@@ -72,7 +72,9 @@ def _outcome(work, item):
         return error
 
 
-def _child(work, items, end):
+def _child(work, items, end, inherited):
+    for one in inherited:           # a pipe breaks when nobody can read it: the parent alone shall be able to
+        one.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

@@ -33,8 +33,8 @@ def proposals(confidence_map, start, end, opt):
     """
     score = decode(confidence_map, start, end)
     if not np.isfinite(score).all():
-        raise UserError("the network gives scores that are not finite: its checkpoint (--pth_path) is broken, use "
-                        "another one")
+        raise UserError("the network gives scores that are not finite: look for extreme values in the features "
+                        "(tools/check_data.py), or use another network")
     return grid_soft_nms(score, start.shape[1], opt)
 
 

@@ -53,10 +53,12 @@ def _read(path):
     content = read_json(path, "result file (--result_file)")
     try:
         results = content["results"]
-        score = np.array([one["score"] for rows in results.values() for one in rows], np.float64)
-        segment = np.array([one["segment"] for rows in results.values() for one in rows], np.float64)
-        table = np.column_stack([score, segment if len(score) else np.empty((0, 2))])
-        if table.shape[1] != 3 or not np.isfinite(table).all():
+        score = np.array([one["score"] for rows in results.values() for one in rows])
+        segment = np.array([one["segment"] for rows in results.values() for one in rows])
+        if score.dtype.kind not in "fiu" or segment.dtype.kind not in "fiu":        # text, true, numbers too large
+            raise ValueError("a score or a segment is not of numbers")
+        table = np.column_stack([score, segment if len(score) else np.empty((0, 2))]).astype(np.float64)
+        if score.ndim != 1 or table.shape[1] != 3 or not np.isfinite(table).all():
             raise ValueError("a score or a segment is not of finite numbers")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("result file %s does not hold proposals (%s: %s): it should look like "

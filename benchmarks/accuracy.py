@@ -15,6 +15,7 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
+from reference import check_clone
 
 from annotations import read_videos
 from errors import UserError, run_as_program
@@ -81,6 +82,7 @@ def main():
     parser.add_argument("--temporal_scale", type=int, default=32)
     parser.add_argument("--noise", type=float, default=1.5, help="difficulty of the planted features")
     args = parser.parse_args()
+    check_clone(args.reference)
     scale = ("--temporal_scale", args.temporal_scale, "--feat_dim", 64)
     common = (*scale, "--batch_size", args.batch_size, "--train_epochs", args.epochs)
     with tempfile.TemporaryDirectory() as folder:

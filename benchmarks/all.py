@@ -16,6 +16,7 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from accuracy import HERE, ROOT, VIDEO_ANNO, VIDEO_INFO, run, write_ground_truth
+from reference import check_clone
 
 from errors import UserError, run_as_program
 
@@ -57,6 +58,7 @@ def main():
     parser.add_argument("--reference", required=True, help="clone of the reference")
     parser.add_argument("--videos", type=int, default=300, help="videos of the whole runs")
     args = parser.parse_args()
+    check_clone(args.reference)
     print(LINE % ("", "reference", "ours", "ratio"), flush=True)
     for script, *options in PARTS:
         output = run(ROOT, os.path.join(HERE, script), "--reference", os.path.abspath(args.reference), *options)

@@ -17,7 +17,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 import torch
-from reference import load_reference
+from reference import check_clone, load_reference
 
 from dataset import VideoDataSet
 from errors import run_as_program
@@ -74,6 +74,7 @@ def main():
     parser.add_argument("--reference", required=True, help="clone of the reference")
     parser.add_argument("--videos", type=int, default=200)
     args = parser.parse_args()
+    check_clone(args.reference)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         opt = make_data(folder, args.reference, args.videos)

@@ -25,6 +25,7 @@ from defaults import DEFAULTS
 from errors import UserError, run_as_program
 from loss_function import bmn_loss_func, get_mask
 from models import BMN
+from opts import COUNT
 
 NO_BFLOAT16 = bfloat16_problem()
 PRECISIONS = ("O0",) if NO_BFLOAT16 else ("O0", "O1")       # float32; bfloat16 autocast, where the processor has it
@@ -208,14 +209,19 @@ def profile(args, ours):
             print("  %-16s %5.1f %%" % (name, 100 * share / total), flush=True)
 
 
+def counts(text):
+    """An argparse type: whole numbers above 0, separated by commas."""
+    return [COUNT(part) for part in text.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--reference", help="clone of the reference")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--temporal_scale", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tscales", help="values of T for a table of ours, such as 50,100,200,400")
-    parser.add_argument("--batches", help="batch sizes for a table of ours, such as 1,2,4,8,16")
+    parser.add_argument("--tscales", type=counts, help="values of T for a table of ours, such as 50,100,200,400")
+    parser.add_argument("--batches", type=counts, help="batch sizes for a table of ours, such as 1,2,4,8,16")
     parser.add_argument("--profile", action="store_true", help="where a training step of ours spends its time")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -237,9 +243,9 @@ def main():
         print("\npeak memory of a training process: reference %.0f MB, ours %.0f MB: %.1f times less"
               % (peaks[0], peaks[1], peaks[0] / peaks[1]))
     if args.tscales:
-        table(args, "temporal scales", [(int(scale), 2) for scale in args.tscales.split(",")])
+        table(args, "temporal scales", [(scale, 2) for scale in args.tscales])
     if args.batches:
-        table(args, "batches", [(args.temporal_scale, int(batch)) for batch in args.batches.split(",")])
+        table(args, "batches", [(args.temporal_scale, batch) for batch in args.batches])
     if args.profile:
         profile(args, ours)
     return None

@@ -55,8 +55,16 @@ class _Finder:
         return None
 
 
+def check_clone(folder):
+    """UserError where ``folder`` is no clone of the reference."""
+    if not os.path.isfile(os.path.join(folder, "Evaluation", "eval_proposal.py")):      # which only it has
+        raise UserError("--reference '%s' is no clone of the reference: clone "
+                        "github.com/JJBOY/BMN-Boundary-Matching-Network there, at a92c1d7" % folder)
+
+
 def run_reference(folder, seed, arguments):
     """Run the clone's main.py as a program."""
+    check_clone(folder)
     sys.meta_path.insert(0, _Finder(folder))
     sys.path.append(os.path.join(folder, "Evaluation"))
     sys.argv = [os.path.join(folder, "main.py")] + arguments
@@ -72,9 +80,7 @@ def load_reference(folder, *names):
     Raises:
         UserError: there is no such clone.
     """
-    if not os.path.isfile(os.path.join(folder, "models.py")):
-        raise UserError("--reference %s is no clone of the reference: clone "
-                        "github.com/JJBOY/BMN-Boundary-Matching-Network there, at a92c1d7" % folder)
+    check_clone(folder)
     ours = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     finder = _Finder(folder)
     sys.meta_path.insert(0, finder)

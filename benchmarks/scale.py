@@ -20,6 +20,8 @@ from network import PRECISIONS, fresh
 
 import figures
 from errors import run_as_program
+from files import check_writable
+from opts import COUNT
 
 BATCHES, SCALES, VIDEOS = (1, 2, 4, 8, 16), (50, 100, 200, 400), (50, 100, 200, 400)
 WORKS = (("train", "training step", "#0072b2"), ("infer", "inference", "#d55e00"))
@@ -103,8 +105,10 @@ def draw(columns):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--figure", help="picture to draw, by its ending .png, .svg or .pdf")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="most processes (default: processors)")
+    parser.add_argument("--processes", type=COUNT, default=os.cpu_count(), help="most processes (default: processors)")
     args = parser.parse_args()
+    if args.figure:
+        check_writable(args.figure)
     with tempfile.TemporaryDirectory() as folder:
         columns = [
             ("batch", "seconds a video, by batch", by_network("batch", [(b, 100, b) for b in BATCHES]), "linear"),

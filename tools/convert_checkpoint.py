@@ -24,9 +24,10 @@ import torch
 
 import checkpoint
 from boundary_matching import sampling_entries
-from defaults import DEFAULTS
 from errors import UserError, run_as_program
+from files import check_distinct
 from models import BMN
+from opts import TYPES
 
 
 def convert(state, options, form, half):
@@ -81,8 +82,9 @@ def main():
     parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")
     parser.add_argument("--half", action="store_true", help="store float16")
     for name in checkpoint.NETWORK_OPTIONS:
-        parser.add_argument("--" + name, type=type(DEFAULTS[name]), help="where the checkpoint does not say it")
+        parser.add_argument("--" + name, type=TYPES[name], help="where the checkpoint does not say it")
     given = vars(parser.parse_args())
+    check_distinct(given["source"], given["target"])
     state = checkpoint.read(given["source"])
     options = checkpoint.network_options(state, given)
     checkpoint.write(given["target"], convert(state, options, given["to"], given["half"]))

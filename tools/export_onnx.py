@@ -4,8 +4,8 @@
     python3 tools/export_onnx.py checkpoint/BMN_best.pth.tar bmn.onnx --batch 0          # any batch
 
 The sampling weights of the BM layer, 65 MB as a matrix, are not in the file: some twelve nodes rebuild them from
-0.8 MB of constants, once, when the file is loaded. The result is checked by onnx.checker, and where onnxruntime is
-installed, run on it beside PyTorch.
+0.8 MB of constants, once, when the file is loaded. The file is checked by onnx.checker and run by onnxruntime beside
+PyTorch before it gets its name.
 """
 import os
 import sys
@@ -22,11 +22,11 @@ import torch
 
 import checkpoint
 from boundary_matching import sampling_entries
-from defaults import DEFAULTS
 from errors import UserError, run_as_program
-from files import replacing
+from files import check_distinct, replacing
 from models import BMN
 from onnx_network import OnnxNetwork, import_or_say
+from opts import INDEX, TYPES
 
 TOLERANCE = 1e-5
 OUTPUTS = ["confidence_map", "start", "end"]
@@ -66,7 +66,7 @@ def export(network, path, batch, opset, exporter):
         exporter: "old" (TorchScript), "new" (torch.export), or "auto": the new one from opset 18 on.
 
     Raises:
-        UserError: a package is missing, or this PyTorch does not have the exporter.
+        UserError: a package is missing, or this PyTorch does not have the exporter; ``path`` may be half-written then.
     """
     onnx = import_or_say("onnx", "tools/export_onnx.py")
     has_new = "dynamo" in inspect.signature(torch.onnx.export).parameters
@@ -90,24 +90,21 @@ def export(network, path, batch, opset, exporter):
             how["dynamic_axes"] = {name: {0: "batch"} for name in ["image"] + OUTPUTS}
     image = torch.rand(batch or 2, network.feat_dim, network.temporal_scale)
     try:
-        with replacing(path) as temporary:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")     # on deprecations, and on shape checks that a trace leaves out
-                try:
-                    torch.onnx.export(WithSampling(network), (image, torch.from_numpy(weights)), temporary, **how)
-                except (RuntimeError, ValueError) as error:
-                    raise UserError("the %s exporter of PyTorch %s cannot write opset %d (%s): try another --opset or "
-                                    "--exporter" % (exporter, torch.__version__, opset,
-                                                    str(error).splitlines()[0])) from error
-            model = onnx.load(temporary)
-            if model.opset_import[0].version != opset:      # PyTorch only warns
-                raise UserError("the %s exporter of PyTorch %s wrote opset %d instead of %d: give another --opset"
-                                % (exporter, torch.__version__, model.opset_import[0].version, opset))
-            rebuild_sampling(model.graph, network, weights)
-            onnx.checker.check_model(model)
-            onnx.save(model, temporary)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # on deprecations, and on shape checks that a trace leaves out
+            torch.onnx.export(WithSampling(network), (image, torch.from_numpy(weights)), path, **how)
+    except (RuntimeError, ValueError) as error:
+        raise UserError("the %s exporter of PyTorch %s cannot write opset %d (%s): try another --opset or --exporter"
+                        % (exporter, torch.__version__, opset, str(error).splitlines()[0])) from error
     finally:
         network.boundary_matching = kept
+    model = onnx.load(path)
+    if model.opset_import[0].version != opset:      # PyTorch only warns
+        raise UserError("the %s exporter of PyTorch %s wrote opset %d instead of %d: give another --opset"
+                        % (exporter, torch.__version__, model.opset_import[0].version, opset))
+    rebuild_sampling(model.graph, network, weights)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def sampling_matrix(network):
@@ -181,7 +178,7 @@ def compare(network, path, batches):
         image = torch.rand(batch, network.feat_dim, network.temporal_scale)
         with torch.no_grad():
             pairs = zip(onnx_network(image), network(image))
-        differences[batch] = max(float((one - other).abs().max()) for one, other in pairs)
+        differences[batch] = float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
     return differences
 
 
@@ -189,25 +186,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="any checkpoint of this network")
     parser.add_argument("target", help="file to write")
-    parser.add_argument("--batch", type=int, default=1, help="videos at once; 0: any number (default 1)")
+    parser.add_argument("--batch", type=INDEX, default=1, help="videos at once; 0: any number (default 1)")
     parser.add_argument("--opset", type=int, default=11, help="version of ONNX's operators (default 11)")
     parser.add_argument("--exporter", choices=("auto", "old", "new"), default="auto",
                         help="old: TorchScript; new: torch.export; auto: new from opset 18 on")
     for name in checkpoint.NETWORK_OPTIONS:
-        parser.add_argument("--" + name, type=type(DEFAULTS[name]), help="where the checkpoint does not say it")
+        parser.add_argument("--" + name, type=TYPES[name], help="where the checkpoint does not say it")
     args = parser.parse_args()
+    check_distinct(args.checkpoint, args.target)
+    import_or_say("onnxruntime", "tools/export_onnx.py")
     state = checkpoint.read(args.checkpoint)
     network = BMN(checkpoint.network_options(state, vars(args))).eval()
     checkpoint.put_network(state, network)
-    export(network, args.target, args.batch, args.opset, args.exporter)
+    with replacing(args.target) as temporary:
+        export(network, temporary, args.batch, args.opset, args.exporter)
+        differences = compare(network, temporary, [args.batch] if args.batch else [1, 8])
+        if not all(difference <= TOLERANCE for difference in differences.values()):     # NaN is not
+            raise UserError("%s would differ from PyTorch by %s, more than %g: try another --exporter or --opset"
+                            % (args.target, ", ".join(map("{:.1e}".format, differences.values())), TOLERANCE))
     print("%s: %.1f MB, valid ONNX, opset %d, batch %s" % (
         args.target, os.path.getsize(args.target) / 1e6, args.opset, args.batch or "open"))
-    differences = compare(network, args.target, [args.batch] if args.batch else [1, 8])
     for batch, difference in differences.items():
         print("largest difference from PyTorch at batch %d: %.1e" % (batch, difference))
-    if max(differences.values()) > TOLERANCE:
-        raise UserError("%s differs from PyTorch by more than %g: do not use it, try another --exporter or --opset"
-                        % (args.target, TOLERANCE))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 import checkpoint
 import figures
+import opts
 import post_processing
-from annotations import read_annotations
+from annotations import checked_entry, is_number, read_annotations, video_id
 from defaults import DEFAULTS, with_defaults
 from errors import UserError, run_as_program
 from feature_files import EXTENSIONS
@@ -44,6 +45,7 @@ def open_network(args):
     opt = {name: recorded[name] for name in OPTIONS if isinstance(recorded, dict) and name in recorded}
     opt.update((name, getattr(args, name)) for name in OPTIONS if getattr(args, name) is not None)
     opt = with_defaults(dict(opt, device=args.device))
+    opts.check_together(opt)
     network = BMN(opt)
     checkpoint.load_network(args.checkpoint, network)
     return network, opt
@@ -60,26 +62,32 @@ def find_videos(path, opt):
     source = open_source(dict(opt, data_path=path))
     names = sorted(source.names())
     if not names:
-        raise UserError("%s holds no features: files <video>.csv, .npy or .npz are looked for" % path)
+        raise UserError("%s holds no features: files <video>.csv, .npy or .npz are looked for in a folder, and a data "
+                        "set for each video in an HDF5 file" % path)
     return source, names
+
+
+def check_ids(names):
+    """UserError where two videos would be one in --output."""
+    named = {}
+    for name in names:
+        other = named.setdefault(video_id(name), name)
+        if other != name:
+            raise UserError("%s and %s would both be video %s in --output: rename one, or predict them apart"
+                            % (other, name, video_id(name)))
 
 
 def read_lengths(args, names):
     """{name: annotation entry}; from --duration alone an entry says no more than the length.
 
     Raises:
-        UserError: the length of a video is not known.
+        UserError: the length of a video is not known, or its annotations are not as training needs them.
     """
     if args.video_anno:
         known = read_annotations(args.video_anno)
         source = "--video_anno " + args.video_anno
     elif os.path.isfile(args.duration):
-        with open(args.duration, newline="") as handle:
-            rows = csv.DictReader(handle)
-            if not {"video", "seconds"} <= set(rows.fieldnames or ()):
-                raise UserError("--duration %s has no columns video and seconds: give such a file, or a number"
-                                % args.duration)
-            known = {row["video"]: {"duration_second": _seconds(row["seconds"])} for row in rows}
+        known = _read_length_list(args.duration)
         source = "--duration " + args.duration
     else:
         known = {name: {"duration_second": _seconds(args.duration)} for name in names}
@@ -87,27 +95,40 @@ def read_lengths(args, names):
     videos = {}
     for name in names:
         entry = dict(known.get(name, ()))
-        if not isinstance(entry.get("duration_second"), (int, float)) or not 0 < entry["duration_second"] < 1e9:
-            raise UserError("%s gives video %s the length %r, a number of seconds above 0 is needed"
+        if not is_number(entry.get("duration_second")) or not 0 < entry["duration_second"] < 1e9:
+            raise UserError("%s gives video %s the length %.80r, a number of seconds above 0 is needed"
                             % (source, name, entry.get("duration_second")))
         entry.setdefault("duration_frame", SNIPPET)         # one snippet is the whole video: no rounding of lengths
         entry.setdefault("feature_frame", entry["duration_frame"])
-        videos[name] = entry
+        videos[name] = checked_entry(name, entry, args.video_anno)
     return videos
+
+
+def _read_length_list(path):
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:       # Excel puts a mark first
+            rows = csv.DictReader(handle)
+            if not {"video", "seconds"} <= set(rows.fieldnames or ()):
+                raise UserError("--duration %s has no columns video and seconds: give such a file, or a number" % path)
+            return {row["video"]: {"duration_second": _seconds(row["seconds"])} for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError("--duration %s cannot be read as a CSV text file (%s): give another, or a number"
+                        % (path, error)) from None
 
 
 def _seconds(text):
     try:
         return float(text)
-    except ValueError:
+    except (TypeError, ValueError):     # a short row has None
         return text
 
 
 def read_features(source, name, video, opt):
     """float32 [C, T] of a video, rescaled where its table is of another length."""
     table, rows_are_time = source.table(name)
+    rows, columns = table.shape
     scale = opt["temporal_scale"]
-    if scale in (table.shape[:1] if rows_are_time else table.shape):
+    if scale == (rows if rows_are_time or columns == opt["feat_dim"] else columns):
         return source.read(name)
     raw = as_snippets(table, rows_are_time, opt["feat_dim"], "features of %s in %s" % (name, source.place))
     rescaled = rescale_snippets(raw, len(raw) * SNIPPET, video["duration_second"], scale, SNIPPET)
@@ -132,7 +153,7 @@ def print_table(name, video, found, top):
 
 def draw(path, name, video, maps, found):
     """The picture of a prediction, with the annotated actions where there are any."""
-    truth = sorted((*one["segment"], one.get("label", "")) for one in video.get("annotations") or ())
+    truth = sorted((*one["segment"], one["label"].replace("$", r"\$")) for one in video["annotations"])    # no formula
     confidence_map, start, end = maps
     figures.save(figures.prediction(name, proposal_seconds(video), start, end, confidence_map, found, truth), path)
 
@@ -143,7 +164,11 @@ def main():
         check_writable(args.output)
     network, opt = open_network(args)
     source, names = find_videos(args.features, opt)
+    if args.output:
+        check_ids(names)
     videos = read_lengths(args, names)
+    for name in tqdm(names, "checking", unit="video", disable=None if len(names) > 1 else True):
+        read_features(source, name, videos[name], opt)      # a bad file is told before hours of work, not after
     with device.setup(opt) as runtime:
         network.to(runtime.device).eval()
         found = {}
@@ -167,12 +192,12 @@ def parse_arguments():
     parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
     parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
     parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
-    parser.add_argument("--top", type=int, default=10, help="proposals to print (default: %(default)s)")
+    parser.add_argument("--top", type=opts.INDEX, default=10, help="proposals to print (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
     options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
                                         "as in main.py)")
     for name in OPTIONS:
-        options.add_argument("--" + name, type=type(DEFAULTS[name]))
+        options.add_argument("--" + name, type=opts.TYPES[name])
     return parser.parse_args()
 
 

@@ -80,16 +80,18 @@ def open_raw(path):
     raise UserError("--input %s is neither a folder nor an HDF5 file (%s)" % (path, " or ".join(HDF5_EXTENSIONS)))
 
 
-def as_snippets(table, rows_are_time, feat_dim, where):
+def as_snippets(table, rows_are_time, feat_dim, where, origin="--feat_dim is"):
     """[snippets, C] from a table; unless ``rows_are_time``, the axis of length ``feat_dim`` (0: the second) is C.
+
+    ``origin`` is what says that C, as a message has it.
 
     Raises:
         UserError: about ``where``: no axis of that length, time cannot be told, or a number is not finite.
     """
     rows, columns = table.shape
     if feat_dim and feat_dim not in (table.shape[1:] if rows_are_time else table.shape):
-        raise UserError("%s have %d rows and %d columns, but --feat_dim is %d: give another --feat_dim, or extract "
-                        "this video as the others were" % (where, rows, columns, feat_dim))
+        raise UserError("%s have %d rows and %d columns, but %s %d: give the right --feat_dim, or extract "
+                        "all videos alike" % (where, rows, columns, origin, feat_dim))
     if rows == columns == feat_dim and not rows_are_time:
         raise UserError("%s have as many snippets as features (%d), which of them is time cannot be told: store them "
                         "as CSV, a row for each snippet" % (where, rows))
@@ -100,15 +102,15 @@ def as_snippets(table, rows_are_time, feat_dim, where):
     return table
 
 
-def read_raw(source, name, feat_dim):
-    """[snippets, C] of a video; UserError as :func:`as_snippets`."""
-    return as_snippets(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.place))
+def read_raw(source, name, feat_dim, origin):
+    """[snippets, C] of a video; ``feat_dim``, ``origin`` and UserError as :func:`as_snippets`."""
+    return as_snippets(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.place), origin)
 
 
 def write_features(path, features):
     """One feature file in the published form: a header line f0,f1,... and a row of numbers for each position."""
     line = ",".join(["%.12g"] * features.shape[1]) + "\n"
-    with replacing(path) as temporary, open(temporary, "w") as handle:
+    with replacing(path, durable=False) as temporary, open(temporary, "w") as handle:
         handle.write(",".join("f%d" % channel for channel in range(features.shape[1])) + "\n")
         handle.writelines(line % tuple(row) for row in features.tolist())
 
@@ -138,13 +140,16 @@ def prepare(source, args):
     """Write the rescaled features of every raw video; returns {name: number of snippets}."""
     names = sorted(source.names())
     if not names:
-        raise UserError("--input %s holds no features: files <video>.csv, .npy or .npz are looked for" % source.place)
+        raise UserError("--input %s holds no features: files <video>.csv, .npy or .npz are looked for in a folder, and "
+                        "a data set for each video in an HDF5 file" % source.place)
     videos = read_durations(args.video_anno, names) if args.video_anno else {}
-    feat_dim = args.feat_dim or read_raw(source, names[0], 0).shape[1]
+    feat_dim, origin = args.feat_dim, "--feat_dim is"
+    if not feat_dim:
+        feat_dim, origin = read_raw(source, names[0], 0, "").shape[1], "those of %s have C =" % names[0]
     folder = os.path.join(args.output, "csv_mean_%d" % args.temporal_scale)
 
     def work(name):
-        raw = read_raw(source, name, feat_dim)
+        raw = read_raw(source, name, feat_dim, origin)
         if args.method == "linear":
             features = rescale_linearly(raw, args.temporal_scale)
         else:

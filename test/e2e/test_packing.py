@@ -93,8 +93,9 @@ def test_killed_in_the_middle(root, opt):
     time.sleep(0.3)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()          # communicate() would wait for the helpers, who have its pipes
     until(lambda: not any(map(alive, workers)), 5)          # its helpers go with it
+    process.communicate()
     assert not os.path.exists(packed_path(opt)) and temporaries(opt)
     finished(start(root, opt))
     assert_packed_right(opt)

@@ -45,6 +45,7 @@ def test_an_entry_without_annotations_has_none(tmp_path):
     (dict(entries={"v_b": ENTRY}), ["lacks 1 of the 1", "v_a"]), (dict(entries=[ENTRY]), ["video_anno"]),
     (dict(entries={"v_a": dict(ENTRY, duration_frame=0)}), ["v_a", "duration_frame", "0"]),
     (dict(entries={"v_a": dict(ENTRY, duration_second=10 ** 400)}), ["v_a", "duration_second"]),
+    (dict(rows=[("v_a", "training"), ("v_b", "training"), ("a", "training")]), ["video_info", "v_a and a", "rename"]),
     (dict(rows=[("", "training")]), ["video_info", "without a name"]),
     (dict(entries={"v_a": dict(ENTRY, feature_frame="many")}), ["v_a", "feature_frame", "many"]),
     (dict(entries={"v_a": dict(ENTRY, annotations=[{"segment": [1], "label": "x"}])}), ["v_a", "segment"]),

@@ -226,6 +226,15 @@ def test_names_of_another_network(tmp_path, network):
         assert expected in refusal(checkpoint.load_network, str(tmp_path / "x.pth"), BMN(SMALL))
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_no_training_should_end_with(tmp_path, network, number):
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    tensors["x_1d_e.2.bias"][0] = number
+    torch.save(tensors, str(tmp_path / "x.pth"))
+    sentence = refusal(checkpoint.load_network, str(tmp_path / "x.pth"), BMN(SMALL))
+    assert "not finite (in x_1d_e.2.bias)" in sentence and str(tmp_path / "x.pth") in sentence
+
+
 # Writing
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):

@@ -152,12 +152,33 @@ def test_a_label_of_another_subset_is_known_and_counts_for_nothing(job):
     ({"results": {name: [] for name in "abc"}}, r"does not hold classes"),
     ({"results": {name: [{"label": "Polo", "score": float("nan")}] for name in "abc"}}, r"not a finite number"),
     ({"class": ["Polo", "Ballet"], "results": {name: [1] for name in "abc"}}, r"1 scores for 2 classes"),
+    ({"results": {name: [{"label": ["Polo"], "score": 1}] for name in "abc"}}, r"a label is not text"),
+    ({"class": [["Polo"]], "results": {name: [1] for name in "abc"}}, r"a label is not text"),
+    ({"results": {name: [{"label": "Polo", "score": 10 ** 400}] for name in "abc"}}, r"does not hold classes"),
     ([1, 2], r"does not hold classes"), ({"results": [1]}, r"does not hold classes")])
 def test_a_wrong_classification_file_is_named_and_nothing_written(job, content, words):
     write("classes.json", content)
     with pytest.raises(UserError, match=r"classes\.json.*" + words):
         detection.evaluate_detection(job)
     assert read("result_detection.json") == "old"
+
+
+def test_files_that_do_not_belong_together(job):
+    write("result.json", {"results": {"v_a": [{"score": 1, "segment": [0, 1]}]}})
+    with pytest.raises(UserError, match=r"result\.json has no proposal of any of the \d videos"):
+        detection.evaluate_detection(job)
+    assert read("result_detection.json") == "old"
+
+
+@pytest.mark.parametrize("annotations", [None, [3], 5, [{"label": ["x"]}], [{"segment": [1, 2]}]])
+def test_what_other_subsets_hold_is_no_trouble(job, annotations):
+    wanted = detection.evaluate_detection(job)
+    truth = detection.evaluation.ground_truth_of(job)
+    write("own.json", {"database": dict({name: {"subset": "validation", "annotations": [
+        {"segment": segment, "label": label} for *segment, label in segments]} for name, segments in truth.items()},
+        x={"subset": "testing", "annotations": annotations},
+        y={"subset": "training", "annotations": [{"segment": [1, 2], "label": "Ballet"}]})})
+    np.testing.assert_array_equal(detection.evaluate_detection(dict(job, ground_truth="own.json")), wanted)
 
 
 def test_proposals_are_not_overwritten_by_detections(job):

@@ -175,6 +175,10 @@ def test_ground_truth_given_before_default_before_derived(job, capsys):
     ({"results": {"a": [{"score": 1, "segment": [0, 1, 2]}]}}, "finite numbers"),
     ({"results": {"a": [{"score": 1, "segment": [0, 1]}, {"score": 1, "segment": [0]}]}}, "does not hold proposals"),
     ({"results": {"a": [{"score": float("nan"), "segment": [0, 1]}]}}, "finite numbers"),
+    ({"results": {"a": [{"score": "0.9", "segment": [0, 1]}]}}, "not of numbers"),
+    ({"results": {"a": [{"score": True, "segment": [0, 1]}]}}, "not of numbers"),
+    ({"results": {"a": [{"score": [1], "segment": [0, 1]}]}}, "finite numbers"),
+    ({"results": {"a": [{"score": 10 ** 400, "segment": [0, 1]}]}}, "not of numbers"),
     ({"results": {}}, "holds no proposal"), ({"results": {"a": [], "b": []}}, "holds no proposal"),
     ({"results": {"x": [{"score": 1, "segment": [0, 1]}]}}, "no proposal of any of the 3 videos")])
 def test_a_wrong_result_file_is_named_and_nothing_drawn(job, content, words):
@@ -184,9 +188,21 @@ def test_a_wrong_result_file_is_named_and_nothing_drawn(job, content, words):
     assert not os.path.exists("curve.jpg") and gc.isenabled()
 
 
+def test_a_number_that_leaves_no_proposal_is_a_mistake():
+    proposals = {"a": np.ones((1, 3)), "x": np.ones((1000, 3))}
+    with pytest.raises(UserError, match="leaves none of the 1001"):
+        evaluation.average_recall({"a": [(0, 1, "x")]}, proposals)
+
+
+def segment(edges, label="x"):
+    return {"database": {"a": {"subset": "validation", "annotations": [{"segment": edges, "label": label}]}}}
+
+
 @pytest.mark.parametrize("content, words", [
     ([1], "not in ActivityNet's format"), ({"database": {"a": {"subset": "validation"}}}, "not in ActivityNet's"),
     ({"database": {"a": {"subset": "validation", "annotations": [{"segment": [1], "label": "x"}]}}}, "not in Activity"),
+    (segment([float("nan"), 9]), "nan"), (segment([1, float("inf")]), "inf"), (segment("19"), "'19'"),
+    (segment([1, 10 ** 400]), "segment"), (segment([1, 2], ["x"]), "label"),
     ({"database": {"a": {"subset": "testing", "annotations": []}}}, "no segment of a video of subset 'validation'"),
     ({"database": {"a": {"subset": "validation", "annotations": []}}}, "no segment of a video of subset 'validation'")])
 def test_a_wrong_ground_truth_is_named(job, content, words):

@@ -133,6 +133,8 @@ def test_a_reader_keeps_what_it_opened(opt, monkeypatch):
 @pytest.mark.parametrize("damage", [
     lambda content: content[:-1], lambda content: content[:200], lambda content: content[:10], lambda content: b"",
     lambda content: content.replace(b"version 1", b"version 9"), lambda content: content + b"more",
+    lambda content: content.replace(b'"float32"', b'"number1"'), lambda content: content[:31] + b"[]\n",
+    lambda content: content.replace(b'"dtype"', b'"types"'),
     lambda content: content.replace(b'"temporal_scale": 10', b'"temporal_scale": 20'),
     lambda content: content.replace(b'"feat_dim": 6', b'"feat_dim": 4')])
 def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_told(opt, damage):

@@ -6,7 +6,7 @@ import pytest
 
 import files
 from errors import UserError
-from files import check_writable, read_json, replacing, write_json
+from files import check_distinct, check_writable, read_json, replacing, write_json
 
 
 def test_replaces_in_one_step_and_leaves_nothing_beside(tmp_path):
@@ -31,6 +31,14 @@ def test_a_failure_leaves_the_old_file(tmp_path):
             handle.write("half")
         raise ZeroDivisionError
     assert path.read_text() == "1" and os.listdir(str(tmp_path)) == ["x.json"]
+
+
+def test_what_is_read_is_not_overwritten(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    check_distinct(str(tmp_path / "x"), str(tmp_path / "y"))
+    for one in ("x", "link", "../%s/x" % tmp_path.name):
+        with pytest.raises(UserError, match="give another name"):
+            check_distinct(str(tmp_path / "x"), os.path.join(str(tmp_path), one))
 
 
 def test_unwritable_places_are_named(tmp_path):

@@ -2,6 +2,7 @@
 import glob
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,12 @@ def test_model_levels_are_those_of_the_modelzoo():
     levels = dict(line.split(":") for line in Path(ROOT, "modelzoo_level.txt").read_text().split())
     assert list(levels) == ["FuncStatus", "PerfStatus", "PrecisionStatus"]
     assert set(levels.values()) <= {"OK", "POK", "NOK", "PERFECT"}
+
+
+@pytest.mark.parametrize("variables, words", [
+    (("VENV=none", "PYTHON=no-such-python"), "there is no program PYTHON=no-such-python"),
+    (("VENV=",), "give the name of a folder"), (("VENV=a b",), "give the name of a folder")])
+@pytest.mark.parametrize("target", ["test", "demo"])
+def test_make_refuses_what_it_cannot_use(target, variables, words):
+    done = subprocess.run(("make", "-C", ROOT, target) + variables, capture_output=True, text=True, check=False)
+    assert done.returncode and words in done.stderr

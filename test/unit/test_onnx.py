@@ -1,9 +1,12 @@
 """ONNX: what is exported says what PyTorch says, holds no large weights, and stands in for the network."""
+import os
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import checkpoint
 from errors import UserError
@@ -98,11 +101,20 @@ def test_a_fixed_batch_serves_any_number_of_videos(tmp_path, network):
     assert torch.equal(confidence_map, torch.triu(confidence_map)) and confidence_map.any()
 
 
-def test_from_the_command_line(tmp_path, network, monkeypatch, capsys):
+@pytest.fixture
+def command(tmp_path, network, monkeypatch):
+    """Runs tools/export_onnx.py from x.pth.tar to x.onnx, with the arguments given."""
     checkpoint.save(str(tmp_path / "x.pth.tar"), {"epoch": 1, "state_dict": network.state_dict(), "options": SMALL})
-    monkeypatch.setattr(sys, "argv", ["export_onnx.py", str(tmp_path / "x.pth.tar"), str(tmp_path / "x.onnx"),
-                                      "--batch", "0"])
-    export_onnx.main()
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export_onnx.py", str(tmp_path / "x.pth.tar"), str(tmp_path / "x.onnx")]
+                            + list(arguments))
+        export_onnx.main()
+    return run
+
+
+def test_from_the_command_line(tmp_path, network, command, capsys):
+    command("--batch", "0")
     printed = capsys.readouterr().out
     assert "valid ONNX, opset 11, batch open" in printed and "at batch 8: " in printed
     assert difference(network, str(tmp_path / "x.onnx"), 2) < 1e-5
@@ -129,7 +141,41 @@ def test_not_onnx_or_another_network(tmp_path):
         onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=7),
               str(tmp_path / "x.onnx"))
-    assert "outputs ['y'], needed are" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
+    assert "outputs {'y': 1}, needed are" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
+
+
+def test_outputs_of_other_dimensions(tmp_path, network):
+    path = str(tmp_path / "bmn.onnx")
+    export_onnx.export(network, path, 1, 11, "old")
+    model = onnx.load(path)
+    names = {"start": "confidence_map", "confidence_map": "start"}
+    for one in list(model.graph.output) + list(model.graph.node):
+        if isinstance(one, onnx.NodeProto):
+            one.output[:] = [names.get(name, name) for name in one.output]
+        else:
+            one.name = names.get(one.name, one.name)
+    onnx.save(model, path)
+    assert "of these dimensions" in refusal(onnx_network.OnnxNetwork, path)
+
+
+def test_only_the_operators_of_the_documentation(tmp_path):
+    """A converter must know each of them."""
+    with open(os.path.join(ROOT, "docs", "npu.md"), encoding="utf-8") as handle:
+        text = " ".join(handle.read().split())
+    fixed, more = re.search(r"these operators and no others: (.*?); with an open one also (.*?)\. ", text).groups()
+    network, path = BMN({}).eval(), str(tmp_path / "bmn.onnx")
+    for batch, wanted in ((1, fixed), (0, fixed + ", " + more.replace(" and ", ", "))):
+        export_onnx.export(network, path, batch, 11, "old")
+        assert {node.op_type for node in onnx.load(path).graph.node} == set(wanted.split(", "))
+
+
+def test_a_file_that_computes_something_else_gets_no_name(tmp_path, command, monkeypatch):
+    run = onnx_network.OnnxNetwork._run
+    for wrong in (1e-3, float("nan")):
+        monkeypatch.setattr(onnx_network.OnnxNetwork, "_run",
+                            lambda *args, wrong=wrong: [run(*args)[0], run(*args)[1], run(*args)[2] + wrong])
+        assert "would differ" in refusal(command)
+        assert os.listdir(str(tmp_path)) == ["x.pth.tar"]
 
 
 def test_a_missing_package_is_named(tmp_path, network, monkeypatch):
@@ -139,7 +185,7 @@ def test_a_missing_package_is_named(tmp_path, network, monkeypatch):
     assert "pip install onnx" in refusal(export_onnx.export, network, str(tmp_path / "x.onnx"), 1, 11, "old")
 
 
-@pytest.mark.parametrize(("opset", "exporter"), [(3, "old"), (11, "new"), (60, "auto")])
-def test_an_opset_that_is_not_to_be_had(tmp_path, network, opset, exporter):
-    assert "--opset" in refusal(export_onnx.export, network, str(tmp_path / "x.onnx"), 1, opset, exporter)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(("opset", "exporter"), [("3", "old"), ("11", "new"), ("60", "auto")])
+def test_an_opset_that_is_not_to_be_had(tmp_path, command, opset, exporter):
+    assert "--opset" in refusal(command, "--opset", opset, "--exporter", exporter)
+    assert os.listdir(str(tmp_path)) == ["x.pth.tar"]

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -55,3 +57,22 @@ def test_whoever_stops_listening_leaves_no_process_behind(tmp_path):
     for path in tmp_path.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.name), 0)
+
+
+def test_a_killed_parent_takes_its_helpers_with_it(root):
+    script = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import parallel
+
+def work(item):
+    time.sleep(0.05)
+    print(".", end="", flush=True)
+
+list(parallel.share(work, list(range(400)), 2))
+"""
+    with subprocess.Popen([sys.executable, "-c", script, root], stdout=subprocess.PIPE) as process:
+        process.stdout.read(20)
+        process.kill()
+        after = process.stdout.read()       # to the end, for which every helper must be gone
+    assert len(after) < 100                 # they had ten seconds of work left

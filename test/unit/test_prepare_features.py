@@ -84,11 +84,15 @@ def test_array_files_linearly_without_annotations(tmp_path, monkeypatch, rng):
     np.save(str(tmp_path / "raw" / "v_a.npy"), raw["v_a"])
     np.savez(str(tmp_path / "raw" / "v_b.npz"), raw["v_b"].T)
     small_data.write_csv(str(tmp_path / "raw" / "v_c.csv"), raw["v_c"])
+    (tmp_path / "raw" / "v_d.npy").mkdir()
+    for name in (".v_e.npy", "._v_c.csv"):
+        (tmp_path / "raw" / name).write_text("no video")
     run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path, "--method", "linear", "--temporal_scale", 10,
         "--feat_dim", 6)
     for name, numbers in raw.items():
         got = read_csv(str(tmp_path / "csv_mean_10" / (name + ".csv")))
         np.testing.assert_allclose(got, rescale_linearly(numbers, 10), rtol=1e-11, atol=1e-11)
+    assert len(os.listdir(str(tmp_path / "csv_mean_10"))) == 3
 
 
 @pytest.mark.parametrize("arguments,parts", [
@@ -109,6 +113,40 @@ def test_what_is_told(tmp_path, monkeypatch, arguments, parts):
     with pytest.raises(UserError) as error:
         run(monkeypatch, "--input", "raw", "--output", "out", *arguments)
     assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_an_odd_first_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "raw").mkdir()
+    for name, columns in (("v_a", 12), ("v_b", 8), ("v_c", 8)):
+        small_data.write_csv(str(tmp_path / "raw" / (name + ".csv")), np.ones((30, columns)))
+    with pytest.raises(UserError, match=r"v_b in .* 8 columns, but those of v_a have C = 12: .*2 of 3 videos"):
+        run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path, "--method", "linear")
+
+
+@pytest.mark.parametrize("content,parts", [
+    ({}, ["raw.h5 holds no features", "data set for each video"]),
+    ({"a/b": 1, "sub/dir/x": 1}, ["sub is a group of 1 (dir)", "a single data set"]),
+    (None, ["raw.h5 is no readable HDF5 file"]),
+])
+def test_what_is_told_of_an_hdf5_file(tmp_path, monkeypatch, content, parts):
+    h5py = pytest.importorskip("h5py")
+    path = str(tmp_path / "raw.h5")
+    if content is None:
+        (tmp_path / "raw.h5").write_text("no HDF5")
+    else:
+        with h5py.File(path, "w") as handle:
+            for name in content:
+                handle[name] = np.ones((5, 6))
+    with pytest.raises(UserError) as error:
+        run(monkeypatch, "--input", path, "--output", tmp_path / "out", "--method", "linear")
+    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert "--data_path" not in str(error.value)
+
+
+def test_the_disk_is_not_waited_for_thousands_of_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", None)
+    prepare_features.write_features(str(tmp_path / "v_a.csv"), np.ones((2, 3)))
+    assert os.listdir(str(tmp_path)) == ["v_a.csv"]
 
 
 @pytest.mark.parametrize("entry", [{"duration_second": 3}, {"duration_second": 3, "duration_frame": 0},
