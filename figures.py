@@ -65,6 +65,10 @@ def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds, 
     return figure
 
 
+def _literal(text):
+    return text.replace("$", r"\$")         # a video or an action may be called $x$: that is no formula
+
+
 def _cut(number):
     return int(number * 100) / 100.         # as the reference, which does not round
 
@@ -117,7 +121,7 @@ def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
     """
     figure = new_figure((13, 6))
     grid = figure.add_gridspec(1, 2, width_ratios=(1.35, 1))
-    figure.suptitle(title.replace("$", r"\$"))       # a file may be called $x$: that is no formula
+    figure.suptitle(_literal(title))
     draw_boundaries_and_time_axis(figure, grid[0], seconds, start, end, proposals, truth)
     draw_confidence(figure, grid[1], seconds, confidence_map, truth)
     return figure
@@ -155,9 +159,9 @@ def draw_time_axis(axes, seconds, proposals, truth):
     for (first, last, label), lane in zip(truth, lanes):
         axes.barh(lane - height, last - first, left=first, height=0.8, color=TRUTH_COLOUR)
         if _extent(first, last, label, seconds)[0] == first:
-            axes.annotate(" " + label, (first, lane - height), va="center", fontsize=8)
+            axes.annotate(" " + _literal(label), (first, lane - height), va="center", fontsize=8)
         else:
-            axes.annotate(label + " ", (last, lane - height), va="center", ha="right", fontsize=8)
+            axes.annotate(_literal(label) + " ", (last, lane - height), va="center", ha="right", fontsize=8)
     for rank, (score, xmin, xmax) in enumerate(proposals):
         axes.barh(rank, (xmax - xmin) * seconds, left=xmin * seconds, height=0.8, color=PROPOSAL_COLOUR)
         axes.annotate(" %.3f" % score, (xmax * seconds, rank), va="center", fontsize=8)

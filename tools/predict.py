@@ -153,7 +153,7 @@ def print_table(name, video, found, top):
 
 def draw(path, name, video, maps, found):
     """The picture of a prediction, with the annotated actions where there are any."""
-    truth = sorted((*one["segment"], one["label"].replace("$", r"\$")) for one in video["annotations"])    # no formula
+    truth = sorted((*one["segment"], one["label"]) for one in video["annotations"])
     confidence_map, start, end = maps
     figures.save(figures.prediction(name, proposal_seconds(video), start, end, confidence_map, found, truth), path)
 

@@ -70,9 +70,10 @@ def test_prediction_shows_the_ten_best_and_the_truth():
         np.testing.assert_array_equal(image.data, (maps[2][0] * maps[2][1]).T)
 
 
-def test_a_title_is_no_formula(tmp_path):
+def test_names_are_no_formulas(tmp_path):
     maps = smooth((1, 20), 1)[0], smooth((1, 20), 2)[0], smooth((2, 20, 20), 3)
-    figures.save(figures.prediction("v_$x_{$", 100.0, *maps, np.empty((0, 3))), str(tmp_path / "a.png"))
+    figure = figures.prediction("v_$x_{$", 100.0, *maps, np.empty((0, 3)), [(1, 2, "$x_{$")])
+    figures.save(figure, str(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.png", "c.pdf", "d.svg", "e"])
