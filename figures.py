@@ -29,11 +29,17 @@ def save(figure, path):
     Raises:
         UserError: the file cannot be written, or there is no such format.
     """
-    form = os.path.splitext(path)[1][1:].lower() or "png"
-    if form not in figure.canvas.get_supported_filetypes():
-        raise UserError("%s: there is no picture format '%s', use .jpg, .png, .pdf or .svg" % (path, form))
+    form = picture_format(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=form)
+
+
+def picture_format(path):
+    """The format that the ending of ``path`` means; UserError where there is none such."""
+    form = os.path.splitext(path)[1][1:].lower() or "png"
+    if form not in FigureCanvasAgg.get_supported_filetypes():
+        raise UserError("%s: there is no picture format '%s', use .jpg, .png, .pdf or .svg" % (path, form))
+    return form
 
 
 def new_figure(size):

@@ -23,6 +23,7 @@ from dataset import VideoDataSet, default_workers
 from errors import UserError, run_as_program
 from eval import evaluation_proposal
 from features import open_features
+from figures import picture_format
 from files import check_writable, replacing, write_json
 from loaders import TrainingBatches, load_batches, rank_blocks
 from loss_function import get_mask
@@ -63,6 +64,7 @@ def check_files(opt, runtime):
         if opt["mode"] != "train":
             check_writable(opt["result_file"])
             check_writable(opt["save_fig_path"])
+            picture_format(opt["save_fig_path"])
 
 
 def train(opt, runtime, precision):

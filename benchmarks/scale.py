@@ -109,6 +109,7 @@ def main():
     args = parser.parse_args()
     if args.figure:
         check_writable(args.figure)
+        figures.picture_format(args.figure)
     with tempfile.TemporaryDirectory() as folder:
         columns = [
             ("batch", "seconds a video, by batch", by_network("batch", [(b, 100, b) for b in BATCHES]), "linear"),

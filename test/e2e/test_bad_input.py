@@ -111,4 +111,5 @@ def test_unwritable_output(own):
     refused(own.main("--checkpoint_path", "occupied/here"), "occupied/here")
     refused(own.main("--mode", "full", "--result_file", "occupied/result.json"), "occupied/result.json")
     refused(own.main("--mode", "full", "--save_fig_path", "occupied/figure.jpg"), "occupied/figure.jpg")
+    refused(own.main("--mode", "full", "--save_fig_path", "figure.xyz"), "figure.xyz", "no picture format")
     nothing_written(own)
