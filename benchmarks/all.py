@@ -49,7 +49,7 @@ def whole_runs(reference, videos):
             seconds, memory = measured(folder, (*theirs, mode))
             for level in ("O0", "O1"):
                 our_seconds, our_memory = measured(folder, (*ours, mode, "--opt_level", level))
-                yield "%s of %d videos, %s (s)" % (name, videos, level), seconds, our_seconds
+                yield "%s, data of %d videos, %s (s)" % (name, videos, level), seconds, our_seconds
             yield "%s, memory (MB)" % name, memory, our_memory
 
 

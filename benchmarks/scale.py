@@ -93,7 +93,7 @@ def draw(columns):
             one.set_xticklabels([str(value) for value in x])
             one.minorticks_off()
             one.grid(True, alpha=0.4)
-            if what.startswith("seconds a video, by T"):
+            if scale == "log" and one is above:
                 one.set_yscale("log")
             else:
                 one.set_ylim(bottom=0)
