@@ -13,6 +13,16 @@ def video_id(name):
     return name[2:] if name.startswith("v_") else name
 
 
+def same_id(names):
+    """Two of the names that would be one video in a result file; None where there are none."""
+    named = {}
+    for name in names:
+        other = named.setdefault(video_id(name), name)
+        if other != name:
+            return other, name
+    return None
+
+
 def read_videos(opt, subset):
     """The videos of a subset, in the order of the list: {name: annotation entry}.
 
@@ -29,10 +39,10 @@ def read_videos(opt, subset):
     """
     rows = read_video_list(opt["video_info"])
     listed = {name: None for name, its_subset in rows if subset in its_subset}       # each once, in order
-    alike = [name for name in listed if name != video_id(name) and video_id(name) in listed]
+    alike = same_id(listed)
     if alike:
         raise UserError("--video_info %s lists %s and %s, which are both video %s in a result file: rename one"
-                        % (opt["video_info"], alike[0], video_id(alike[0]), video_id(alike[0])))
+                        % (opt["video_info"], alike[0], alike[1], video_id(alike[0])))
     if not listed:
         found = ", ".join(sorted({"'%s'" % one for _, one in rows})[:5]) or "no rows"
         raise UserError("--video_info %s lists no video whose subset has the word '%s' (it has %s): check that column"
@@ -100,11 +110,16 @@ def checked_entry(name, entry, path):
                         "end], \"label\"} is needed" % (path, name))
     for annotation in entry["annotations"]:
         segment = annotation.get("segment") if isinstance(annotation, dict) else None
-        if not (isinstance(segment, list) and len(segment) == 2 and all(map(is_number, segment))):
+        if not is_segment(segment):
             raise UserError("--video_anno %s: video %s has the segment %.80r, [start, end] in seconds is needed"
                             % (path, name, segment))
         annotation["label"] = str(annotation.get("label") or "")        # only detection needs it
     return entry
+
+
+def is_segment(value):
+    """Whether a value from a JSON file is [start, end], finite numbers."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
 def is_number(value):

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 import figures
-from annotations import is_number, read_videos, video_id
+from annotations import is_segment, read_videos, video_id
 from defaults import with_defaults
 from errors import UserError
 from files import read_json
@@ -43,10 +43,10 @@ def read_ground_truth(path, subset=SUBSET):
 
 
 def _annotated(one):
-    (start, end), label = one["segment"], one["label"]
-    if not (is_number(start) and is_number(end) and isinstance(label, str)):
-        raise ValueError("segment %.80r, label %.80r" % (one["segment"], label))
-    return float(start), float(end), label
+    segment, label = one["segment"], one["label"]
+    if not (is_segment(segment) and isinstance(label, str)):
+        raise ValueError("segment %.80r, label %.80r" % (segment, label))
+    return float(segment[0]), float(segment[1]), label
 
 
 def ground_truth_file(opt):

@@ -73,12 +73,10 @@ class PackedFeatures:
     def _header(self):
         if self._file.readline(len(MAGIC)) != MAGIC:
             raise UserError("%s is no packed feature file of this version: check the path" % self.place)
-        try:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             header = json.loads(self._file.readline().decode("utf-8"))
             if header["dtype"] in ("float32", "float16") and isinstance(header["videos"], dict):
                 return header
-        except (ValueError, TypeError, KeyError):
-            pass
         raise UserError("packed features %s are truncated or damaged: copy or make the file again" % self.place)
 
     def __reduce__(self):       # another process opens the file for itself

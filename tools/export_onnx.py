@@ -21,15 +21,15 @@ import numpy as np
 import torch
 
 import checkpoint
+import onnx_network
 from boundary_matching import sampling_entries
 from errors import UserError, run_as_program
 from files import check_distinct, replacing
 from models import BMN
-from onnx_network import OnnxNetwork, import_or_say
 from opts import INDEX, TYPES
 
 TOLERANCE = 1e-5
-OUTPUTS = ["confidence_map", "start", "end"]
+OUTPUTS = list(onnx_network.OUTPUTS)
 
 
 class GivenSampling:
@@ -68,7 +68,7 @@ def export(network, path, batch, opset, exporter):
     Raises:
         UserError: a package is missing, or this PyTorch does not have the exporter; ``path`` may be half-written then.
     """
-    onnx = import_or_say("onnx", "tools/export_onnx.py")
+    onnx = onnx_network.import_or_say("onnx", "tools/export_onnx.py")
     has_new = "dynamo" in inspect.signature(torch.onnx.export).parameters
     if exporter == "auto":
         exporter = "new" if has_new and opset >= 18 else "old"
@@ -79,7 +79,7 @@ def export(network, path, batch, opset, exporter):
     kept, network.boundary_matching = network.boundary_matching, None
     how = {"input_names": ["image", "sampling"], "output_names": OUTPUTS, "opset_version": opset}
     if exporter == "new":
-        import_or_say("onnxscript", "--exporter new")
+        onnx_network.import_or_say("onnxscript", "--exporter new")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         how.update(dynamo=True, external_data=False, verbose=False)
         if batch == 0:
@@ -172,12 +172,12 @@ def compare(network, path, batches):
     Raises:
         UserError: onnxruntime is missing.
     """
-    onnx_network = OnnxNetwork(path)
+    exported = onnx_network.OnnxNetwork(path)
     differences = {}
     for batch in batches:
         image = torch.rand(batch, network.feat_dim, network.temporal_scale)
         with torch.no_grad():
-            pairs = zip(onnx_network(image), network(image))
+            pairs = zip(exported(image), network(image))
         differences[batch] = float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
     return differences
 
@@ -194,7 +194,7 @@ def main():
         parser.add_argument("--" + name, type=TYPES[name], help="where the checkpoint does not say it")
     args = parser.parse_args()
     check_distinct(args.checkpoint, args.target)
-    import_or_say("onnxruntime", "tools/export_onnx.py")
+    onnx_network.import_or_say("onnxruntime", "tools/export_onnx.py")
     state = checkpoint.read(args.checkpoint)
     network = BMN(checkpoint.network_options(state, vars(args))).eval()
     checkpoint.put_network(state, network)

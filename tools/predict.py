@@ -26,7 +26,7 @@ import checkpoint
 import figures
 import opts
 import post_processing
-from annotations import checked_entry, is_number, read_annotations, video_id
+from annotations import checked_entry, is_number, read_annotations, same_id, video_id
 from defaults import DEFAULTS, with_defaults
 from errors import UserError, run_as_program
 from feature_files import EXTENSIONS
@@ -69,12 +69,10 @@ def find_videos(path, opt):
 
 def check_ids(names):
     """UserError where two videos would be one in --output."""
-    named = {}
-    for name in names:
-        other = named.setdefault(video_id(name), name)
-        if other != name:
-            raise UserError("%s and %s would both be video %s in --output: rename one, or predict them apart"
-                            % (other, name, video_id(name)))
+    alike = same_id(names)
+    if alike:
+        raise UserError("%s and %s would both be video %s in --output: rename one, or predict them apart"
+                        % (alike[0], alike[1], video_id(alike[0])))
 
 
 def read_lengths(args, names):

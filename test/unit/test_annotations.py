@@ -33,6 +33,10 @@ def test_subset_is_a_word_of_the_column_and_the_file_order_stays(tmp_path):
     assert list(read_videos(opt, "train")) == ["v_b", "v_a"]
 
 
+def test_a_prefix_is_taken_off_once(tmp_path):
+    assert len(read_videos(files(tmp_path, [("v_v_a", "training"), ("v_a", "training")]), "train")) == 2
+
+
 def test_an_entry_without_annotations_has_none(tmp_path):
     bare = {key: ENTRY[key] for key in ("duration_second", "duration_frame", "feature_frame")}
     opt = files(tmp_path, [("v_a", "testing"), ("v_b", "testing")], {"v_a": bare, "v_b": dict(bare, annotations=None)})
