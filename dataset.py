@@ -2,12 +2,12 @@
 import numpy as np
 import torch
 
-import segments
-from annotations import read_videos
-from defaults import with_defaults
-from feature_cache import PackedFeatures
-from features import open_source
-from parallel import processors
+from bmn.data import segments
+from bmn.data.annotations import read_videos
+from bmn.data.feature_cache import PackedFeatures
+from bmn.data.features import open_source
+from bmn.defaults import with_defaults
+from bmn.parallel import processors
 
 
 class VideoDataSet(torch.utils.data.Dataset):

@@ -5,11 +5,11 @@ import os
 import numpy as np
 
 import eval as evaluation
-from annotations import read_annotations, video_id
-from errors import UserError
-from files import read_json
-from result_files import read_proposals, write_results
-from segments import tiou
+from bmn.data.annotations import read_annotations, video_id
+from bmn.data.segments import tiou
+from bmn.errors import UserError
+from bmn.files import read_json
+from bmn.results.result_files import read_proposals, write_results
 
 CLASSES = 2             # best classes of a video that its proposals are given
 FILE = "result_detection.json"

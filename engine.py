@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from errors import UserError
+from bmn.errors import UserError
 from loss_function import bmn_loss_func
 
 WARM_UP = 5             # iterations that are not timed where there are more: kernels are chosen, caches filled

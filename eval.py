@@ -4,13 +4,13 @@ import os
 
 import numpy as np
 
-import figures
-from annotations import is_segment, read_videos, video_id
-from defaults import with_defaults
-from errors import UserError
-from files import read_json
-from result_files import read_proposals
-from segments import tiou
+from bmn.data.annotations import is_segment, read_videos, video_id
+from bmn.data.segments import tiou
+from bmn.defaults import with_defaults
+from bmn.errors import UserError
+from bmn.files import read_json
+from bmn.results import figures
+from bmn.results.result_files import read_proposals
 
 GROUND_TRUTH = "./Evaluation/data/activity_net_1_3_new.json"        # where the reference keeps it
 SUBSET = "validation"

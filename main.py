@@ -5,7 +5,7 @@ eight cards     torchrun --nproc_per_node=8 main.py --mode full --data_path DIR 
 new proposals   python3 main.py --mode inference --data_path DIR --pth_path checkpoint/BMN_best.pth.tar
 detection       python3 main.py --mode detection --classification_file FILE
 """
-import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
+from bmn.machine import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
 import contextlib
 import json
 import os
@@ -14,24 +14,24 @@ import sys
 import torch
 from tqdm import tqdm
 
-import amp
-import checkpoint
 import engine
 import post_processing
-from annotations import read_videos
+from bmn.data.annotations import read_videos
+from bmn.data.features import open_features
+from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
+from bmn.errors import UserError, run_as_program
+from bmn.files import check_writable, replacing, write_json
+from bmn.machine import amp
+from bmn.network.onnx_network import OnnxNetwork
+from bmn.results.figures import picture_format
+from bmn.results.score_tables import FOLDER, CsvExport
+from bmn.training import checkpoint
 from dataset import VideoDataSet, default_workers
-from errors import UserError, run_as_program
 from eval import evaluation_proposal
-from features import open_features
-from figures import picture_format
-from files import check_writable, replacing, write_json
-from loaders import TrainingBatches, load_batches, rank_blocks
 from loss_function import get_mask
 from models import BMN
-from onnx_network import OnnxNetwork
 from opts import parse_opt
 from report import write_report
-from score_tables import FOLDER, CsvExport
 
 LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss: %.03f, pem reg_loss: %.03f, "
              "total_loss: %.03f")

@@ -4,8 +4,8 @@ import difflib
 import os
 import sys
 
-from defaults import DATA_PATH_NAMES, DEFAULTS, with_defaults
-from errors import UserError
+from bmn.defaults import DATA_PATH_NAMES, DEFAULTS, with_defaults
+from bmn.errors import UserError
 
 MODES = ("train", "inference", "full", "detection")
 

@@ -4,13 +4,13 @@ import os
 
 import numpy as np
 
-from annotations import read_videos, video_id
-from defaults import with_defaults
-from errors import UserError
-from parallel import share
-from result_files import proposals_as_json, write_results
-from score_tables import FOLDER, decode, pairs, read_table
-from segments import iou, proposal_seconds
+from bmn.data.annotations import read_videos, video_id
+from bmn.data.segments import iou, proposal_seconds
+from bmn.defaults import with_defaults
+from bmn.errors import UserError
+from bmn.parallel import share
+from bmn.results.result_files import proposals_as_json, write_results
+from bmn.results.score_tables import FOLDER, decode, pairs, read_table
 
 KEPT = 101              # soft-NMS stops here,
 WRITTEN = 100           # and the result file takes these

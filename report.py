@@ -8,11 +8,11 @@ import os
 import numpy as np
 
 import eval as evaluation
-import figures
-from annotations import video_id
-from errors import UserError
-from files import replacing
-from segments import proposal_seconds
+from bmn.data.annotations import video_id
+from bmn.data.segments import proposal_seconds
+from bmn.errors import UserError
+from bmn.files import replacing
+from bmn.results import figures
 
 FILE = "report.html"
 SHOWN = 10              # the best proposals that are drawn, and by whose recall the videos are ranked

@@ -17,9 +17,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 from reference import check_clone
 
-from annotations import read_videos
-from errors import UserError, run_as_program
-from files import write_json
+from bmn.data.annotations import read_videos
+from bmn.errors import UserError, run_as_program
+from bmn.files import write_json
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)

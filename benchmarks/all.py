@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from accuracy import HERE, ROOT, VIDEO_ANNO, VIDEO_INFO, run, write_ground_truth
 from reference import check_clone
 
-from errors import UserError, run_as_program
+from bmn.errors import UserError, run_as_program
 
 PARTS = (("network.py", "--batch", "8"), ("data.py",), ("postprocess.py",))
 ROW = re.compile(r"^(\S.*?)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)x\b", re.MULTILINE)

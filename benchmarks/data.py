@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from reference import check_clone, load_reference
 
+from bmn.data.feature_files import read_csv
+from bmn.data.features import open_features
+from bmn.errors import run_as_program
 from dataset import VideoDataSet
-from errors import run_as_program
-from feature_files import read_csv
-from features import open_features
 
 
 def make_data(folder, reference, count):

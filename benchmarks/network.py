@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from reference import load_reference
 
-from amp import bfloat16_problem
+from bmn.defaults import DEFAULTS
+from bmn.errors import UserError, run_as_program
+from bmn.machine.amp import bfloat16_problem
 from dataset import Labels
-from defaults import DEFAULTS
-from errors import UserError, run_as_program
 from loss_function import bmn_loss_func, get_mask
 from models import BMN
 from opts import COUNT

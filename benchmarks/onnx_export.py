@@ -19,10 +19,10 @@ import torch
 from export_onnx import OUTPUTS, export
 from reference import load_reference
 
-from defaults import DEFAULTS
-from errors import run_as_program
+from bmn.defaults import DEFAULTS
+from bmn.errors import run_as_program
+from bmn.network.onnx_network import import_or_say
 from models import BMN
-from onnx_network import import_or_say
 
 
 def export_reference(network, path):

@@ -26,11 +26,11 @@ from reference import load_reference
 
 import eval as evaluation
 import post_processing
-from defaults import DEFAULTS
-from errors import run_as_program
-from files import read_json, write_json
+from bmn.defaults import DEFAULTS
+from bmn.errors import run_as_program
+from bmn.files import read_json, write_json
+from bmn.results.score_tables import write_table
 from models import BMN
-from score_tables import write_table
 
 SCALE = 100
 BATCH = 16              # as main.py's inference

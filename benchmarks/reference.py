@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 import torch
 
-from errors import UserError, run_as_program
+from bmn.errors import UserError, run_as_program
 
 MODULES = ("main", "models", "loss_function", "dataset", "post_processing", "eval", "opts", "utils", "eval_proposal")
 MENDS = ((".cuda()", ""), ("np.int)", "int)"), ("np.trapz", "np.trapezoid"), ("plt.grid(b=True", "plt.grid(True"),

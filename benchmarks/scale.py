@@ -18,9 +18,9 @@ from accuracy import ROOT, run
 from all import measured
 from network import PRECISIONS, fresh
 
-import figures
-from errors import run_as_program
-from files import check_writable
+from bmn.errors import run_as_program
+from bmn.files import check_writable
+from bmn.results import figures
 from opts import COUNT
 
 BATCHES, SCALES, VIDEOS = (1, 2, 4, 8, 16), (50, 100, 200, 400), (50, 100, 200, 400)

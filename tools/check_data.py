@@ -13,12 +13,12 @@ from collections import Counter
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import parallel
-import segments
-from annotations import read_video_list, read_videos
-from errors import UserError, run_as_program
-from feature_files import few
-from features import UNPACK, open_source
+from bmn import parallel
+from bmn.data import segments
+from bmn.data.annotations import read_video_list, read_videos
+from bmn.data.feature_files import few
+from bmn.data.features import UNPACK, open_source
+from bmn.errors import UserError, run_as_program
 from opts import parse_opt
 
 NEEDED = ("train", "validation")        # subsets of a full run

@@ -15,17 +15,17 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import device  # isort: skip  # noqa: F401  (before torch)
+from bmn.machine import device  # isort: skip  # noqa: F401  (before torch)
 import argparse
 from collections import OrderedDict
 
 import numpy as np
 import torch
 
-import checkpoint
-from boundary_matching import sampling_entries
-from errors import UserError, run_as_program
-from files import check_distinct
+from bmn.errors import UserError, run_as_program
+from bmn.files import check_distinct
+from bmn.network.boundary_matching import sampling_entries
+from bmn.training import checkpoint
 from models import BMN
 from opts import TYPES
 

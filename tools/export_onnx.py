@@ -11,7 +11,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import device  # isort: skip  # noqa: F401  (before torch)
+from bmn.machine import device  # isort: skip  # noqa: F401  (before torch)
 import argparse
 import inspect
 import logging
@@ -20,11 +20,11 @@ import warnings
 import numpy as np
 import torch
 
-import checkpoint
-import onnx_network
-from boundary_matching import sampling_entries
-from errors import UserError, run_as_program
-from files import check_distinct, replacing
+from bmn.errors import UserError, run_as_program
+from bmn.files import check_distinct, replacing
+from bmn.network import onnx_network
+from bmn.network.boundary_matching import sampling_entries
+from bmn.training import checkpoint
 from models import BMN
 from opts import INDEX, TYPES
 

@@ -18,9 +18,9 @@ import zlib
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from annotations import read_annotations, read_video_list
-from errors import UserError, run_as_program
-from files import replacing, write_json
+from bmn.data.annotations import read_annotations, read_video_list
+from bmn.errors import UserError, run_as_program
+from bmn.files import replacing, write_json
 
 CLASSES = ("Beekeeping", "Bouldering", "Fixing a bicycle", "Fencing", "Juggling clubs", "Making pasta", "Pole vault",
            "Sheep shearing", "Tightrope walking", "Whitewater kayaking")

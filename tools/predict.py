@@ -13,7 +13,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import device  # isort: skip  (before torch)
+from bmn.machine import device  # isort: skip  (before torch)
 import argparse
 import csv
 
@@ -22,18 +22,18 @@ import torch
 from prepare_features import as_snippets, rescale_snippets
 from tqdm import tqdm
 
-import checkpoint
-import figures
 import opts
 import post_processing
-from annotations import checked_entry, is_number, read_annotations, same_id, video_id
-from defaults import DEFAULTS, with_defaults
-from errors import UserError, run_as_program
-from feature_files import EXTENSIONS
-from features import FolderFeatures, open_source
-from files import check_writable
+from bmn.data.annotations import checked_entry, is_number, read_annotations, same_id, video_id
+from bmn.data.feature_files import EXTENSIONS
+from bmn.data.features import FolderFeatures, open_source
+from bmn.data.segments import proposal_seconds
+from bmn.defaults import DEFAULTS, with_defaults
+from bmn.errors import UserError, run_as_program
+from bmn.files import check_writable
+from bmn.results import figures
+from bmn.training import checkpoint
 from models import BMN
-from segments import proposal_seconds
 
 SNIPPET = 16        # frames of a raw snippet
 OPTIONS = checkpoint.NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")

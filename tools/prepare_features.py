@@ -17,12 +17,12 @@ from scipy.interpolate import interp1d
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import parallel
-from annotations import read_annotations
-from errors import UserError, run_as_program
-from feature_files import few
-from features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
-from files import check_writable, replacing, write_json
+from bmn import parallel
+from bmn.data.annotations import read_annotations
+from bmn.data.feature_files import few
+from bmn.data.features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
+from bmn.errors import UserError, run_as_program
+from bmn.files import check_writable, replacing, write_json
 
 SAMPLES = 3             # of a bin
 MARGIN = 0.0001         # seconds: samples stay this far inside the outermost snippet centres

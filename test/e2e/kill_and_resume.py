@@ -17,8 +17,8 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 import main  # isort: skip
 
-import checkpoint
-from errors import run_as_program
+from bmn.errors import run_as_program
+from bmn.training import checkpoint
 
 
 def start(options, log):

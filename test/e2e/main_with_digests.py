@@ -6,8 +6,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 import main  # isort: skip
 
-import checkpoint
-from errors import run_as_program
+from bmn.errors import run_as_program
+from bmn.training import checkpoint
 
 _training_state = checkpoint.training_state
 

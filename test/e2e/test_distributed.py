@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import ROOT, SMALL, Workshop
 
-from device import TORCH
+from bmn.machine.device import TORCH
 
 MAIN = os.path.join(ROOT, "main.py")
 DIGESTS = os.path.join(ROOT, "test", "e2e", "main_with_digests.py")

@@ -109,7 +109,7 @@ def test_two_processes_give_what_one_gives(on_npu, workshop):
 
 
 JOINED_BATCH = """
-import device
+from bmn.machine import device
 import torch
 from models import BMN
 

@@ -17,13 +17,14 @@ NAMES = ["v_%03d" % number for number in range(COUNT)]
 OPEN = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-from errors import run_as_program
-from features import open_features
+from bmn.errors import run_as_program
+from bmn.data.features import open_features
 opt = json.loads(sys.argv[2])
 run_as_program(lambda: print("AT", open_features(opt, ["v_%%03d" %% number for number in range(%d)]).place))
 """ % COUNT
 SLOWLY = """
-import features, time
+import time
+from bmn.data import features
 read = features.FolderFeatures.read
 features.FolderFeatures.read = lambda *args: time.sleep(%g) or read(*args)
 """
@@ -60,7 +61,7 @@ def temporaries(opt):
 
 
 def assert_packed_right(opt, place=None):
-    from feature_cache import PackedFeatures
+    from bmn.data.feature_cache import PackedFeatures
     packed = PackedFeatures(place or packed_path(opt), T, C)
     for name in NAMES:
         np.testing.assert_array_equal(packed.read(name), small_data.table(name, T, C).T.astype(np.float32))
@@ -126,7 +127,7 @@ def test_no_room_anywhere(root, opt):
 
 
 def open_without_cache(opt):
-    from features import open_features
+    from bmn.data.features import open_features
     return open_features(dict(opt, feature_cache="off"), NAMES)
 
 
@@ -163,7 +164,7 @@ def test_memory_stays_flat(root, tmp_path):
     script = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from feature_cache import PackedFeatures
+from bmn.data.feature_cache import PackedFeatures
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1024

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, Workshop
 
-import checkpoint
-from device import TORCH
+from bmn.machine.device import TORCH
+from bmn.training import checkpoint
 
 COMMON = ("--device", "cpu") + SMALL + ("--num_sample", "2", "--num_workers", "0", "--batch_size", "8")
 MEASURED = ("fps", "time", "data_time", "peak_memory_mb")
@@ -93,7 +93,7 @@ def test_kills_at_random_moments(workshop):
 
 SAVING = """
 import os, random, signal, sys, time, torch
-import checkpoint
+from bmn.training import checkpoint
 generator, kills = random.Random(1), 0
 state = {"epoch": 0, "state_dict": {"a": torch.zeros(200000)}}
 checkpoint.save("x.pth", state)

@@ -4,13 +4,13 @@ import copy
 import multiprocessing
 import os
 
-import device  # isort: skip
+from bmn.machine import device  # isort: skip
 import pytest
 import torch
 import torch_npu
 from torch import nn
 
-import amp
+from bmn.machine import amp
 from models import BMN
 
 OPTIONS = {"temporal_scale": 12, "feat_dim": 8, "num_sample": 4, "num_sample_perbin": 2}

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dataset
-from annotations import read_annotations
+from bmn.data.annotations import read_annotations
+from bmn.data.features import open_features
+from bmn.errors import run_as_program
 from dataset import Labels, VideoDataSet, default_workers
-from errors import run_as_program
-from features import open_features
 
 
 def plain_labels(video, size):

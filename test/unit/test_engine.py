@@ -3,11 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-import amp
-import device
 import engine
-from errors import UserError
-from loaders import load_batches, rank_blocks
+from bmn.data.loaders import load_batches, rank_blocks
+from bmn.errors import UserError
+from bmn.machine import amp, device
 from loss_function import bmn_loss_func, get_mask
 from models import BMN
 

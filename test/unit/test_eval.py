@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eval as evaluation
-from errors import UserError
+from bmn.errors import UserError
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 VIDEO = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-import files
-from errors import UserError
-from files import check_distinct, check_writable, read_json, replacing, write_json
+from bmn import files
+from bmn.errors import UserError
+from bmn.files import check_distinct, check_writable, read_json, replacing, write_json
 
 
 def test_replaces_in_one_step_and_leaves_nothing_beside(tmp_path):

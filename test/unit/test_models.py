@@ -10,7 +10,7 @@ from formulas import wave, wave_parameters
 from test_boundary_matching import plain
 from torch.nn import functional as F
 
-from errors import UserError
+from bmn.errors import UserError
 from models import BMN
 
 SMALL = {"temporal_scale": 7, "num_sample": 3, "num_sample_perbin": 2, "prop_boundary_ratio": 0.5, "feat_dim": 8}

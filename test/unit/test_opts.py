@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from defaults import DEFAULTS, with_defaults
-from errors import UserError
+from bmn.defaults import DEFAULTS, with_defaults
+from bmn.errors import UserError
 from opts import OPTIONS, parse_opt
 
 

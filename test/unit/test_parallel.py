@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-import parallel
-from errors import UserError
+from bmn import parallel
+from bmn.errors import UserError
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -63,7 +63,7 @@ def test_a_killed_parent_takes_its_helpers_with_it(root):
     script = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import parallel
+from bmn import parallel
 
 def work(item):
     time.sleep(0.05)

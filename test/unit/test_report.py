@@ -14,8 +14,8 @@ from formulas import smooth
 
 import eval as evaluation
 import report
-from defaults import with_defaults
-from errors import UserError
+from bmn.defaults import with_defaults
+from bmn.errors import UserError
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 SCALE = 20

@@ -1,0 +1,1 @@
+"""Annotations and features: from files to what the network sees."""

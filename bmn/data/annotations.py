@@ -1,0 +1,130 @@
+"""The two annotation files: which videos there are (--video_info) and what happens in them (--video_anno)."""
+import csv
+import math
+
+from bmn.errors import UserError
+from bmn.files import read_json
+
+NEEDED = ("duration_frame", "duration_second", "feature_frame")
+
+
+def video_id(name):
+    """The name of a video in result and ground-truth files: without the prefix v_."""
+    return name[2:] if name.startswith("v_") else name
+
+
+def same_id(names):
+    """Two of the names that would be one video in a result file; None where there are none."""
+    named = {}
+    for name in names:
+        other = named.setdefault(video_id(name), name)
+        if other != name:
+            return other, name
+    return None
+
+
+def read_videos(opt, subset):
+    """The videos of a subset, in the order of the list: {name: annotation entry}.
+
+    Args:
+        opt: dict with ``video_info`` and ``video_anno``.
+        subset: a video belongs to it when its subset contains this word: "train" finds "training".
+
+    An entry holds duration_second (seconds), duration_frame, feature_frame (frames) and annotations: a list of
+    {"segment": [start, end] in seconds, "label"}, empty where there is none.
+
+    Raises:
+        UserError: a file is missing, unreadable or of another form, two videos have one id, one is not annotated, or
+            none is of that subset.
+    """
+    rows = read_video_list(opt["video_info"])
+    listed = {name: None for name, its_subset in rows if subset in its_subset}       # each once, in order
+    alike = same_id(listed)
+    if alike:
+        raise UserError("--video_info %s lists %s and %s, which are both video %s in a result file: rename one"
+                        % (opt["video_info"], alike[0], alike[1], video_id(alike[0])))
+    if not listed:
+        found = ", ".join(sorted({"'%s'" % one for _, one in rows})[:5]) or "no rows"
+        raise UserError("--video_info %s lists no video whose subset has the word '%s' (it has %s): check that column"
+                        % (opt["video_info"], subset, found))
+    annotated = read_annotations(opt["video_anno"])
+    absent = [name for name in listed if name not in annotated]
+    if absent:
+        raise UserError("--video_anno %s lacks %d of the %d %s videos of --video_info %s (the first: %s): use an "
+                        "annotation file and a list that belong together"
+                        % (opt["video_anno"], len(absent), len(listed), subset, opt["video_info"],
+                           ", ".join(absent[:3])))
+    return {name: checked_entry(name, annotated[name], opt["video_anno"]) for name in listed}
+
+
+def read_video_list(path):
+    """[(name, subset)] of the rows of a --video_info file.
+
+    Raises:
+        UserError: missing, unreadable, or without the columns video and subset.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:      # Excel puts a mark first
+            rows = csv.DictReader(handle)
+            missing = [column for column in ("video", "subset") if column not in (rows.fieldnames or ())]
+            if missing:
+                raise UserError("--video_info %s has no column '%s': its first line must name video and subset, "
+                                "separated by commas, and is %r"
+                                % (path, missing[0], ",".join(rows.fieldnames or ())[:80]))
+            listed = [(row["video"], row["subset"] or "") for row in rows]
+    except FileNotFoundError:
+        raise UserError("--video_info %s does not exist: check the path" % path) from None
+    except OSError as error:
+        raise UserError("--video_info %s cannot be read (%s): check the path and its permissions"
+                        % (path, error.strerror)) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError("--video_info %s is not a CSV text file (%s)" % (path, error)) from None
+    if not all(name for name, _ in listed):
+        raise UserError("--video_info %s has a row without a name in its column 'video': mend or remove it" % path)
+    return listed
+
+
+def read_annotations(path):
+    """{name: entry} of a --video_anno file.
+
+    Raises:
+        UserError: missing, unreadable, or not a JSON object of objects.
+    """
+    annotated = read_json(path, "annotation file (--video_anno)")
+    if not isinstance(annotated, dict) or not all(isinstance(entry, dict) for entry in annotated.values()):
+        raise UserError("--video_anno %s is not an object of videos: it should look like "
+                        '{"v_name": {"duration_second": ..., "annotations": [...]}}' % path)
+    return annotated
+
+
+def checked_entry(name, entry, path):
+    """The entry, with ``annotations`` present; UserError where a needed number or a segment is not one."""
+    for key in NEEDED:
+        if not is_number(entry.get(key)) or entry[key] <= 0:
+            raise UserError("--video_anno %s: video %s has %s = %.80r, a number above 0 is needed"
+                            % (path, name, key, entry.get(key)))
+    if entry.get("annotations") is None:
+        entry["annotations"] = []
+    if not isinstance(entry["annotations"], list):
+        raise UserError("--video_anno %s: video %s has annotations of another form, a list of {\"segment\": [start, "
+                        "end], \"label\"} is needed" % (path, name))
+    for annotation in entry["annotations"]:
+        segment = annotation.get("segment") if isinstance(annotation, dict) else None
+        if not is_segment(segment):
+            raise UserError("--video_anno %s: video %s has the segment %.80r, [start, end] in seconds is needed"
+                            % (path, name, segment))
+        annotation["label"] = str(annotation.get("label") or "")        # only detection needs it
+    return entry
+
+
+def is_segment(value):
+    """Whether a value from a JSON file is [start, end], finite numbers."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+def is_number(value):
+    """Whether a value from a JSON file is a finite number."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:       # a whole number beyond all floats
+        return False

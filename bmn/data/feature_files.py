@@ -1,0 +1,113 @@
+"""Reading one feature file: a table of numbers, and whether it is the C x T that the options ask for."""
+import io
+import zipfile
+
+import numpy as np
+import pandas as pd
+
+from bmn.errors import UserError
+
+EXTENSIONS = (".csv", ".npy", ".npz")       # of several files of one video the first of these serves
+
+
+def read_csv(path):
+    """The numbers of a CSV file below its header line: float64 [rows, columns].
+
+    Raises:
+        UserError: unreadable, no rows, rows of different length, or something that is no number.
+    """
+    try:
+        with open(path, "rb") as handle:
+            header, _, body = handle.read().partition(b"\n")
+    except OSError as error:
+        raise UserError("feature file %s cannot be read (%s): check the path and its permissions"
+                        % (path, error.strerror)) from None
+    columns = header.count(b",") + 1
+    body = body.rstrip()
+    lines = body.split(b"\n")
+    if not body:
+        raise UserError("feature file %s has no rows of numbers below its header line: make or unpack it again" % path)
+    for number, line in enumerate(lines, 2):
+        if line.count(b",") != columns - 1:
+            raise UserError("feature file %s has %d columns in line %d and %d in its header line: make or unpack it "
+                            "again" % (path, line.count(b",") + 1, number, columns))
+    try:        # as one long column: pandas then parses the numbers twice as fast, to the same bits
+        values = pd.read_csv(io.BytesIO(body.replace(b",", b"\n")), header=None, dtype=np.float64, engine="c",
+                             na_filter=False, low_memory=False).values
+        return values.reshape(len(lines), columns)
+    except ValueError:      # something is odd: look at every cell
+        return np.array([[_number(cell, path, number, column) for column, cell in enumerate(line.split(b","), 1)]
+                         for number, line in enumerate(lines, 2)])
+
+
+def _number(cell, path, line, column):
+    try:
+        return float(cell)
+    except ValueError:
+        raise UserError("feature file %s has %r in line %d, column %d, a number is needed: make or unpack it again"
+                        % (path, cell.decode("utf-8", "replace").strip()[:20], line, column)) from None
+
+
+def read_array(path):
+    """The numbers of a NumPy file: float [rows, columns]. An .npz file must hold a single array.
+
+    Raises:
+        UserError: unreadable, of more than one array, or not a table of numbers.
+    """
+    where = "feature file " + path
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return numbers(content, where)
+        with content:
+            if len(content.files) != 1:
+                raise UserError("%s holds %d arrays (%s), one is needed"
+                                % (where, len(content.files), few(content.files)))
+            return numbers(content[content.files[0]], where)
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError("%s is no readable NumPy file (%s): make it again" % (where, error)) from None
+
+
+def numbers(array, where):
+    """``array``, when it is a table of numbers; else a UserError about ``where``."""
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise UserError("%s holds an array of shape %s and type %s, a table of T x C numbers is needed"
+                        % (where, array.shape, array.dtype))
+    return array
+
+
+def fitted(table, rows_are_time, temporal_scale, feat_dim, where):
+    """float32 [C, T] from a table that is [T, C] or, unless ``rows_are_time``, perhaps [C, T].
+
+    Raises:
+        UserError: about ``where``: another shape, time cannot be told from features, or a number is not finite.
+    """
+    rows, columns = table.shape
+    if (rows, columns) == (temporal_scale, feat_dim):
+        if rows == columns and not rows_are_time:
+            raise UserError("%s has %d rows and as many columns, which of them is time cannot be told: store the "
+                            "features as CSV, a row for each position" % (where, rows))
+        table = table.T
+    elif rows_are_time or (rows, columns) != (feat_dim, temporal_scale):
+        raise UserError("%s has %d rows and %d columns, but --temporal_scale is %d and --feat_dim %d: %s"
+                        % (where, rows, columns, temporal_scale, feat_dim, _remedy(table.shape, temporal_scale)))
+    with np.errstate(over="ignore"):        # told below, with the file's name
+        features = np.ascontiguousarray(table, np.float32)
+    if not np.isfinite(features).all():
+        channel, position = np.argwhere(~np.isfinite(features))[0]
+        raise UserError("%s has %s at position %d of %d, feature %d: extract the features of this video again"
+                        % (where, features[channel, position], position + 1, temporal_scale, channel + 1))
+    return features
+
+
+def _remedy(shape, temporal_scale):
+    if temporal_scale in shape:     # the other one is the feature's length
+        return "give --feat_dim %d" % shape[1 - shape.index(temporal_scale)]
+    return "rescale it with tools/prepare_features.py, or give --temporal_scale %d" % shape[0]
+
+
+def few(names):
+    """The first names of a list, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,224 @@
+"""Feature sequences of videos: where they are, how they are read, and what is wrong with them, in a sentence."""
+import glob
+import os
+
+from bmn.data import feature_cache
+from bmn.data.feature_files import EXTENSIONS, few, fitted, numbers, read_array, read_csv
+from bmn.defaults import with_defaults
+from bmn.errors import UserError
+
+HDF5_EXTENSIONS = (".h5", ".hdf5")
+UNPACK = "zip -FF zip_csv_mean_100.zip --out csv_mean_100.zip && unzip csv_mean_100.zip"
+
+
+def open_features(opt, names, runtime=None, log=print):
+    """The features of the videos ``names``, every one of them checked.
+
+    Unless ``opt["feature_cache"]`` is "off" they are read from a packed file, made on the first use by rank 0 of each
+    machine while the other ranks wait.
+
+    Args:
+        opt: dict of options.
+        names: the videos that will be read.
+        runtime: what ``device.setup`` gave; None is a single process.
+        log: called with one line at a time.
+
+    Returns:
+        an object with ``read(name)`` -> float32 [C, T] and ``name in object``; it may travel to other processes.
+
+    Raises:
+        UserError: features are missing or cannot be used, or the packed file can be written nowhere. Every rank
+            raises it when one does.
+    """
+    opt = with_defaults(opt)
+    features, missing, problem = None, (), None
+    try:
+        source = open_source(opt)
+        missing = check_features(opt, names, source)
+        if missing:
+            log("--skip_missing: %d of %d videos have no features and are left out (%s)"
+                % (len(missing), len(names), few(missing)))
+        if runtime is None or runtime.local_rank == 0:
+            features = _cached(opt, source, names, missing, log)
+    except UserError as error:
+        problem = str(error)
+    if runtime is not None and runtime.world_size > 1:
+        problem = _agreed(runtime, problem, missing)
+    if problem:
+        raise UserError(problem)
+    return _cached(opt, source, names, missing, log) if features is None else features
+
+
+def _cached(opt, source, names, missing, log):
+    if opt["feature_cache"] == "off" or isinstance(source, feature_cache.PackedFeatures):
+        return source
+    missing = set(missing)
+    return feature_cache.open_cache(opt, source, [name for name in names if name not in missing], log)
+
+
+def _agreed(runtime, problem, missing):
+    """What stops any of the ranks, or None; all of them hear of it, so that none waits for one that has left."""
+    problems, left_out = zip(*runtime.gather((problem, tuple(missing))))
+    if any(problems):
+        return next(filter(None, problems))
+    if len(set(left_out)) > 1:
+        return ("--skip_missing: the machines miss different feature files (%s videos): copy the same files to each"
+                % " and ".join(str(len(names)) for names in sorted(set(left_out), key=len)))
+    return None
+
+
+def check_features(opt, names, source=None):
+    """The videos of ``names`` that have no features; none at all unless ``opt["skip_missing"]``.
+
+    Raises:
+        UserError: features are missing and must not, or all are; says how many, which, and what to do.
+    """
+    opt = with_defaults(opt)
+    source = open_source(opt) if source is None else source
+    missing = [name for name in names if name not in source]
+    if missing and (not opt["skip_missing"] or len(missing) == len(names)):
+        raise UserError("%d of %d videos have no features in %s (%s)%s: put them there, unpack the published archive "
+                        "again (%s)%s"
+                        % (len(missing), len(names), source.place, few(missing), _another_scale(opt), UNPACK,
+                           ", or go on without them with --skip_missing" if len(missing) < len(names) else ""))
+    return missing
+
+
+def _another_scale(opt):
+    """A hint where the folder holds features of another T."""
+    wanted = "csv_mean_%d" % opt["temporal_scale"]
+    there = filter(os.path.isdir, glob.glob(os.path.join(glob.escape(opt["data_path"]), "csv_mean_*")))
+    there = sorted(map(os.path.basename, there))
+    return "" if wanted in there or not there else "; there is %s, but --temporal_scale %d looks for %s" % (
+        " and ".join(there), opt["temporal_scale"], wanted)
+
+
+def open_source(opt):
+    """What ``opt["data_path"]`` names, without a cache: a folder, an HDF5 file or a packed file.
+
+    Raises:
+        UserError: it does not exist, or is a file of another kind.
+    """
+    opt = with_defaults(opt)
+    path, scale, dim = opt["data_path"], opt["temporal_scale"], opt["feat_dim"]
+    if os.path.isfile(path):
+        if path.endswith(HDF5_EXTENSIONS):
+            return Hdf5Features(path, scale, dim)
+        return feature_cache.PackedFeatures(path, scale, dim)
+    if not os.path.isdir(path):
+        raise UserError("--data_path %s does not exist: give the folder that holds csv_mean_%d, or an HDF5 or packed "
+                        "feature file" % (path, scale))
+    inner = os.path.join(path, "csv_mean_%d" % scale)
+    return FolderFeatures(inner if os.path.isdir(inner) else path, scale, dim)
+
+
+class FolderFeatures:
+    """A folder with one file for each video: <video>.csv, .npy or .npz. ``place`` is the folder.
+
+    Args:
+        files: {video: file name}; None is all that are there.
+    """
+
+    def __init__(self, place, temporal_scale, feat_dim, files=None):
+        self.place, self.temporal_scale, self.feat_dim = place, temporal_scale, feat_dim
+        self._files = files
+
+    def names(self):
+        """{video: file name}; the folder is listed once."""
+        if self._files is None:
+            try:
+                with os.scandir(self.place) as entries:
+                    files = [os.path.splitext(entry.name) for entry in entries if entry.name.endswith(EXTENSIONS)
+                             and not entry.name.startswith(".") and not entry.is_dir()]     # macOS leaves ._v_a.csv
+            except OSError as error:
+                raise UserError("feature folder %s cannot be read (%s): check the path and its permissions"
+                                % (self.place, error.strerror)) from None
+            files.sort(key=lambda file: EXTENSIONS.index(file[1]), reverse=True)    # the preferred one comes last
+            self._files = {name: name + extension for name, extension in files}
+        return self._files
+
+    def __contains__(self, name):
+        return name in self.names()
+
+    def stamp(self, name):
+        """[size, time of change in ns] of the file of a video: differs when it was changed."""
+        return _stamp(self._path(name))
+
+    def table(self, name):
+        """The numbers of a video as its file has them: (float [rows, columns], whether rows are known to be time)."""
+        path = self._path(name)
+        return (read_csv(path), True) if path.endswith(".csv") else (read_array(path), False)
+
+    def read(self, name):
+        """float32 [C, T] of a video; UserError where its file cannot be used."""
+        return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "feature file " + self._path(name))
+
+    def _path(self, name):
+        if name not in self.names():
+            raise UserError("video %s has no features in %s: put %s.csv there" % (name, self.place, name))
+        return os.path.join(self.place, self.names()[name])
+
+
+class Hdf5Features:
+    """An HDF5 file with a data set for each video, or a group that holds just one. ``place`` is the file."""
+
+    def __init__(self, place, temporal_scale, feat_dim):
+        self.place, self.temporal_scale, self.feat_dim = place, temporal_scale, feat_dim
+        self._file = self._owner = self._names = None
+
+    def __getstate__(self):
+        return dict(self.__dict__, _file=None, _owner=None)
+
+    def names(self):
+        """{video: its name in the file}."""
+        if self._names is None:
+            self._names = {name: name for name in self._open()}
+        return self._names
+
+    def __contains__(self, name):
+        return name in self.names()
+
+    def stamp(self, name):
+        """[size, time of change in ns] of the whole file."""
+        return _stamp(self.place)
+
+    def table(self, name):
+        """The numbers of a video as the file has them: (float [rows, columns], False: either may be time)."""
+        where = "%s: %s" % (self.place, name)
+        try:
+            found = self._open()[name]
+            if hasattr(found, "keys"):
+                inner = list(found.values())
+                if len(inner) != 1 or hasattr(inner[0], "keys"):
+                    raise UserError("%s is a group of %d (%s), a single data set of T x C numbers in it is needed"
+                                    % (where, len(inner), few(list(found))))
+                found = inner[0]
+            return numbers(found[()], where), False
+        except (KeyError, OSError, AttributeError, TypeError) as error:     # a type or link in place of a data set
+            raise UserError("%s cannot be read (%s): write the file again" % (where, error)) from None
+
+    def read(self, name):
+        """float32 [C, T] of a video; UserError where it cannot be used."""
+        return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "%s: %s" % (self.place, name))
+
+    def _open(self):
+        if self._owner != os.getpid():      # an HDF5 handle does not survive a fork
+            try:
+                import h5py
+            except ImportError:
+                raise UserError("feature file %s is an HDF5 file: install h5py to read it" % self.place) from None
+            try:
+                self._file, self._owner = h5py.File(self.place, "r"), os.getpid()
+            except OSError as error:
+                raise UserError("feature file %s is no readable HDF5 file (%s): write it again"
+                                % (self.place, error)) from None
+        return self._file
+
+
+def _stamp(path):
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError("feature file %s cannot be read (%s): check the path and its permissions"
+                        % (path, error.strerror)) from None
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,233 @@
+"""One process among many: finding the others, and ending together.
+
+A process that dies must take the whole run down, at once and with a word, instead of leaving the others to wait.
+Collectives notice a lost process late (on cards after minutes) or in a page of C++. A TCP connection notices at
+once, for the kernel closes it however a process ends. So rank 0 keeps one to every other rank, and a thread that
+does nothing but wait for its end.
+"""
+import contextlib
+import datetime
+import multiprocessing
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from bmn.errors import UserError
+
+MASTER = ("127.0.0.1", "29681")         # where rank 0 is met when nothing in the environment says so
+JOIN_WITHIN = datetime.timedelta(minutes=10)
+EXCHANGE_WITHIN = datetime.timedelta(minutes=30)
+GOODBYE = b"."
+TOKEN_BYTES = 16
+HELLO_SECONDS = 10.0
+GRACE_SECONDS = 5.0
+
+
+class Place:
+    """Which process this is: ``rank`` of ``world_size``, ``local_rank`` on its machine."""
+
+    def __init__(self, opt):
+        """Read the launcher's environment (torchrun, torch.distributed.launch), else the options of the old port.
+
+        Raises:
+            UserError: the numbers are none, or do not fit together.
+        """
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            self.rank, self.world_size = _number("RANK"), _number("WORLD_SIZE")
+            self.local_rank = _number("LOCAL_RANK", opt["local_rank"])
+            if opt["world_size"] not in (1, self.world_size):
+                raise UserError("--world_size %d, but the launcher started %d processes (WORLD_SIZE): leave the option "
+                                "out or make them equal" % (opt["world_size"], self.world_size))
+        elif opt["is_distributed"]:
+            self.world_size = opt["world_size"]
+            self.rank = self.local_rank = opt["local_rank"]
+        elif opt["world_size"] > 1:
+            raise UserError("--world_size %d without --is_distributed 1: add it, or start with torchrun"
+                            % opt["world_size"])
+        else:
+            self.rank, self.local_rank, self.world_size = 0, 0, 1
+        if not 0 <= self.rank < self.world_size:
+            raise UserError("this is rank %d of %d processes: --local_rank (or RANK) must be below --world_size (or "
+                            "WORLD_SIZE)" % (self.rank, self.world_size))
+
+
+def _number(name, default=None):
+    text = os.environ.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError("%s=%s in the environment is not a number: let the launcher set it" % (name, text)) from None
+
+
+def join(place, kind, backend):
+    """Meet the other processes and make the process group.
+
+    Args:
+        place: this process's :class:`Place`.
+        kind: the device it chose; all must have chosen the same.
+        backend: of torch.distributed.
+
+    Returns:
+        (store, peers): the key-value store that all share, and the watch over them.
+
+    Raises:
+        UserError: the others do not come, or chose another device.
+    """
+    os.environ.setdefault("MASTER_ADDR", MASTER[0])
+    os.environ.setdefault("MASTER_PORT", MASTER[1])
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=JOIN_WITHIN))
+        peers = Peers(store, place.rank, place.world_size, os.environ["MASTER_ADDR"], JOIN_WITHIN.total_seconds())
+        store.set("bmn/kind/%d" % place.rank, kind)
+        kinds = [store.get("bmn/kind/%d" % rank).decode() for rank in range(place.world_size)]
+        if len(set(kinds)) == 1:
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size,
+                                    timeout=EXCHANGE_WITHIN)
+            return store, peers
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError("rank %d of %d could not join the others at %s:%s (MASTER_ADDR, MASTER_PORT): %s"
+                        % (place.rank, place.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"],
+                           (str(error) or repr(error)).splitlines()[0])) from None
+    raise UserError("the processes chose different devices (%s): give the same --device to all"
+                    % ", ".join("rank %d %s" % pair for pair in enumerate(kinds)))
+
+
+class Peers:
+    """This process's part in the watch. ``store`` (of torch.distributed) tells the others where rank 0 listens."""
+
+    def __init__(self, store, rank, world_size, host, timeout):
+        self.rank = rank
+        self._goodbyes = threading.Event()
+        if rank == 0:
+            self._connections = _welcome(store, world_size, timeout)
+            watch = self._watch_all
+        else:
+            port, token = store.get("bmn/watch").decode().split()
+            connection = socket.create_connection((host, int(port)), timeout)
+            connection.sendall(bytes.fromhex(token) + rank.to_bytes(4, "big"))
+            connection.settimeout(None)
+            self._connections = {rank: connection}
+            watch = self._watch_main
+        for connection in self._connections.values():
+            _keep_alive(connection)
+        # A forked data worker would keep a dead process's connection open.
+        os.register_at_fork(after_in_child=self._close)
+        threading.Thread(target=watch, name="peers", daemon=True).start()
+
+    def leave(self):
+        """Say that this process ends in order; rank 0 waits until all the others have said so."""
+        if self.rank:
+            self._goodbyes.set()
+            self._connections[self.rank].sendall(GOODBYE)
+        else:
+            self._goodbyes.wait()
+        self._close()
+
+    def give_way(self):
+        """After a failed exchange: leave a lost process the time to be noticed, which ends this process too."""
+        time.sleep(GRACE_SECONDS)
+
+    def _close(self):
+        for connection in self._connections.values():
+            connection.close()
+
+    def _watch_all(self):
+        """Rank 0: until every other rank has said goodbye."""
+        with selectors.DefaultSelector() as selector:
+            for rank, connection in self._connections.items():
+                selector.register(connection, selectors.EVENT_READ, rank)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    if _received(key.fileobj) != GOODBYE:
+                        self._end(key.data)
+                    selector.unregister(key.fileobj)
+        self._goodbyes.set()
+
+    def _watch_main(self):
+        """Any other rank: until the connection ends, or rank 0 says which rank was lost."""
+        word = _received(self._connections[self.rank], 4)
+        if not self._goodbyes.is_set():
+            self._end(int.from_bytes(word, "big"))
+
+    def _end(self, lost):
+        if self.rank == 0:
+            for rank, connection in self._connections.items():
+                if rank != lost:
+                    _send(connection, lost.to_bytes(4, "big"))
+        print("error: rank %d ended before the run was done (its own message, where it left one, says why): rank %d "
+              "stops as well" % (lost, self.rank), file=sys.stderr, flush=True)
+        for child in multiprocessing.active_children():     # data workers; no one else would end them
+            child.terminate()
+        sys.stdout.flush()
+        os._exit(1)                                         # the main thread may be deep in a collective
+
+
+def _welcome(store, world_size, timeout):
+    """Rank 0: listen, and take in every other rank. Returns {rank: connection}."""
+    token = secrets.token_bytes(TOKEN_BYTES)
+    connections = {}
+    with _listening() as server:
+        server.settimeout(timeout)
+        store.set("bmn/watch", "%d %s" % (server.getsockname()[1], token.hex()))
+        while len(connections) < world_size - 1:
+            connection, _ = server.accept()
+            connection.settimeout(HELLO_SECONDS)
+            hello = _received(connection, TOKEN_BYTES + 4)
+            if hello[:TOKEN_BYTES] != token:                # a port scanner, not one of us
+                connection.close()
+                continue
+            connection.settimeout(None)
+            connections[int.from_bytes(hello[TOKEN_BYTES:], "big")] = connection
+    return connections
+
+
+def _listening():
+    """A listening socket on a free port, for IPv6 and IPv4 where the machine has both."""
+    if socket.has_ipv6:
+        try:
+            server = socket.socket(socket.AF_INET6)
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            server.bind(("::", 0))
+            server.listen()
+            return server
+        except OSError:
+            server.close()
+    server = socket.socket(socket.AF_INET)
+    server.bind(("", 0))
+    server.listen()
+    return server
+
+
+def _received(connection, size=1):
+    """The next ``size`` bytes, fewer where the connection ends."""
+    data = b""
+    try:
+        while len(data) < size:
+            more = connection.recv(size - len(data))
+            if not more:
+                break
+            data += more
+    except OSError:             # reset: the other end is gone all the same
+        pass
+    return data
+
+
+def _send(connection, data):
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
+
+
+def _keep_alive(connection):
+    """Let the kernel find out within a minute that the other machine has lost its power."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,200 @@
+"""Boundary matching (BMN, Lin et al., ICCV 2019, section 3.3) without the boundary-matching map.
+
+The paper samples N positions of every channel for every proposal (s, e), a map of C x N x T x T numbers a video (82
+million at the defaults), and contracts channels and samples with a Conv3d. Both steps are linear, so the order is free:
+
+    out[o, p] = sum_{n,t} W[t, n, p] * Y[t, n, o],    Y[t, n, o] = sum_c V[o, c, n] * x[c, t]
+
+where p counts the P = T(T+1)/2 proposals s <= e row by row, W are the sampling weights and V is the Conv3d's weight.
+Y, the table, is one small matrix product; the rest is a product with W, of which 3 % is not zero. The map never exists.
+"""
+import functools
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from bmn.errors import UserError
+
+CHUNK = 4096                # proposals whose points are computed at once: what they need stays in the cache
+DENSE_AT_MOST = 2 ** 27     # weights; 2 ** 24 at the defaults, 2 ** 30 at T = 400
+
+
+def sampling_entries(tscale, num_sample, num_sample_perbin, ratio):
+    """The sampling weights that are not zero, sorted by (proposal, n, t).
+
+    A proposal (s, e) covers [s, e + 1], widened by ``ratio`` times e - s + 2 on either side. N * K points are spread
+    evenly over that, and each of the N samples is the mean of K neighbouring points. A point between two positions
+    takes from both, by linear interpolation; what falls outside 0..T-1 counts nothing.
+
+    Args:
+        tscale: T, positions of the feature sequence.
+        num_sample: N, samples of a proposal.
+        num_sample_perbin: K, points averaged into a sample.
+        ratio: how far a proposal is widened.
+
+    Returns:
+        key: int64 array, (proposal * N + n) * T + t of each weight; value: float32 array.
+
+    Raises:
+        UserError: N * K is 1, a single point has no step to the next.
+    """
+    if num_sample * num_sample_perbin < 2:
+        raise UserError("--num_sample 1 with --num_sample_perbin 1 leaves a single point to sample: raise one of them")
+    start, end = np.triu_indices(tscale)
+    parts = [_entries(start[i:i + CHUNK], end[i:i + CHUNK], tscale, num_sample, num_sample_perbin, ratio)
+             for i in range(0, len(start), CHUNK)]
+    keys = [key + i * CHUNK * num_sample * tscale for i, (key, _) in enumerate(parts)]
+    return np.concatenate(keys), np.concatenate([value for _, value in parts])
+
+
+def _entries(start, end, tscale, num_sample, num_sample_perbin, ratio):
+    points = num_sample * num_sample_perbin
+    margin = (end + 1.0 - start + 1.0) * ratio
+    low, high = start - margin, end + 1.0 + margin
+    # The step first, then multiples of it: rounding decides some weights of about 1e-15, which count.
+    point = low[:, None] + ((high - low) / (points - 1.0))[:, None] * np.arange(points)     # [p, N*K]
+    fraction, below = np.modf(point)        # signed: a point in (-1, 0) gives its whole weight to position 0
+    t = np.stack([below, np.ceil(point)], -1).astype(np.int64)                              # [p, N*K, 2]
+    share = np.stack([1 - fraction, fraction], -1)
+    sample = np.repeat(np.arange(len(start) * num_sample), 2 * num_sample_perbin).reshape(t.shape)
+    inside = (t >= 0) & (t < tscale)
+    key, share = (sample * tscale + t)[inside], share[inside]
+    # Shares of one position in one sample are added in the order of the points, in float64, and rounded once.
+    order = np.argsort(key, kind="stable")
+    key, share = key[order], share[order]
+    first = np.concatenate([[True], key[1:] != key[:-1]])
+    value = (1.0 / num_sample_perbin * np.bincount(np.cumsum(first) - 1, share)).astype(np.float32)
+    return key[first][value != 0], value[value != 0]
+
+
+class BoundaryMatching:
+    """Samples a table at every proposal: out[p] = sum_{t,n} W[t, n, p] * table[t * N + n].
+
+    Not a module: W follows from four options, so it is no part of a checkpoint; what a device and type need of it is
+    made once, at first use.
+
+    Args:
+        tscale, num_sample, num_sample_perbin, ratio: as :func:`sampling_entries`.
+        contraction: "bags", "dense", or "auto": as :meth:`uses_bags` finds best.
+    """
+
+    def __init__(self, tscale, num_sample, num_sample_perbin, ratio, contraction="auto"):
+        self.options = tscale, num_sample, num_sample_perbin, ratio, contraction
+        self.contraction = contraction
+        self.rows, self.proposals = tscale * num_sample, tscale * (tscale + 1) // 2
+        key, value = sampling_entries(tscale, num_sample, num_sample_perbin, ratio)
+        proposal, (n, t) = key // self.rows, np.divmod(key % self.rows, tscale)
+        self.place = torch.from_numpy(proposal * self.rows + t * num_sample + n)    # in W as [P, T*N], ascending in p
+        self.value = torch.from_numpy(value)
+        self._made = Made()
+
+    def __reduce__(self):
+        return type(self), self.options         # copied and pickled as its options, and made anew
+
+    def __call__(self, table, bias):
+        """Samples, contracted, plus the Conv3d's bias.
+
+        Args:
+            table: [T*N, O] or [B, T*N, O].
+            bias: [O].
+
+        Returns:
+            [P + 1, O] or [B, P + 1, O]; the last row is that of the cells with start > end, which sample nothing.
+        """
+        bias = bias.to(table.dtype)
+        if not self.uses_bags(table):
+            return torch.matmul(self._dense(table), table) + bias
+        if table.dim() == 3:
+            return torch.stack([self(video, bias) for video in table.unbind(0)])
+        return _WeightedBags.apply(table, bias, *self._bags(table))
+
+    def uses_bags(self, table):
+        """Whether to take the weights that are not zero, or a dense matrix product with all of them.
+
+        Dense: on an NPU, in an exported graph, and where this PyTorch has no bags for the type. Also in 16 bit on
+        CUDA up to a size, where tensor cores do the 30-fold arithmetic faster than memory serves a sparse gather.
+        """
+        if self.contraction != "auto":
+            return self.contraction == "bags"
+        if exporting() or table.device.type not in ("cpu", "cuda"):
+            return False
+        if table.device.type == "cuda" and table.dtype in (torch.float16, torch.bfloat16):
+            return self.rows * self.proposals > DENSE_AT_MOST
+        return _has_bags(table.device.type, table.dtype)
+
+    def _dense(self, table):
+        return self._made("dense", table.device, table.dtype, self._make_dense)
+
+    def _make_dense(self, device, dtype):
+        weights = torch.zeros((self.proposals + 1) * self.rows).scatter(0, self.place, self.value)
+        return weights.view(-1, self.rows).to(device, dtype)
+
+    def _bags(self, table):
+        return self._made("bags", table.device, table.dtype, self._make_bags)
+
+    def _make_bags(self, device, dtype):
+        proposal, row = np.divmod(self.place.numpy(), self.rows)
+        order = np.argsort(row.astype(np.min_scalar_type(self.rows)), kind="stable")        # radix sort up to 16 bit
+        value = self.value.to(device, dtype)
+        return (_bags(proposal, self.proposals + 1, row, value),
+                _bags(row[order], self.rows, proposal[order], value[torch.from_numpy(order).to(device)]))
+
+
+class Made:
+    """What a device and type need of the constants: made at first use, neither copied nor stored."""
+
+    def __init__(self):
+        self.things = {}
+
+    def __call__(self, name, device, dtype, make):
+        if exporting():         # made in the graph, from less: the weights that are not zero are a tenth of the whole
+            return make(device, dtype)
+        key = name, str(device), dtype
+        if key not in self.things:
+            # within inference_mode something would be made that could not serve training later
+            with torch.inference_mode(False) if hasattr(torch, "inference_mode") else torch.enable_grad():
+                self.things[key] = make(device, dtype)
+        return self.things[key]
+
+
+class _WeightedBags(torch.autograd.Function):
+    """Every row of the result is a weighted sum of rows of the table, and the other way round in the gradient."""
+
+    @staticmethod
+    def forward(ctx, table, bias, forth, back):
+        # table [T*N, O] -> [P + 1, O]
+        ctx.back = back
+        return _weighted_sums(table.detach(), forth).add_(bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _weighted_sums(grad.contiguous(), ctx.back), grad.sum(0), None, None
+
+
+def _weighted_sums(rows, bags):
+    index, offset, weight = bags
+    return F.embedding_bag(index, rows, offset, mode="sum", per_sample_weights=weight)
+
+
+def _bags(bag, number, index, weight):
+    """(index, offset, weight) of ``number`` bags on the weights' device; ``bag`` is sorted and may skip some."""
+    offset = np.searchsorted(bag, np.arange(number))
+    return torch.from_numpy(index).to(weight.device), torch.from_numpy(offset).to(weight.device), weight
+
+
+@functools.lru_cache(maxsize=None)
+def _has_bags(device_type, dtype):
+    zero = torch.zeros(1, dtype=torch.int64, device=device_type)
+    one = torch.ones(1, 1, dtype=dtype, device=device_type)
+    try:
+        F.embedding_bag(zero, one, zero, mode="sum", per_sample_weights=one[0])
+    except RuntimeError:
+        return False
+    return True
+
+
+def exporting():
+    """Whether the network is being traced into a graph for a file."""
+    compiler = getattr(torch, "compiler", None)
+    return bool(torch._C._get_tracing_state() or getattr(compiler, "is_exporting", bool)())

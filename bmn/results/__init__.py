@@ -1,0 +1,1 @@
+"""Score tables, result files and figures."""

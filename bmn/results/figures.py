@@ -1,0 +1,218 @@
+"""Figures: drawn on canvases of their own, no global state of matplotlib is touched."""
+import os
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
+from matplotlib.ticker import MaxNLocator
+
+from bmn.errors import UserError
+from bmn.files import replacing
+
+START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
+SMALL = (6.4, 4.4)      # inches, of a figure that is to be read on a phone
+# How a curve looks: of tIoU 0.5, 0.6, ..., 0.9 in turn.
+REFERENCE = {"colours": ("r", "yellow", "b", "c", "m"), "size": (12, 8), "font": 14, "width": 4, "top": 1}
+REPORT = {"colours": ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"), "size": SMALL, "font": 11, "width": 2,
+          "top": 1.02}
+
+
+def area(x, y):
+    """Area under a curve, by trapezoids."""
+    return (np.diff(x) * (y[1:] + y[:-1]) / 2.0).sum()
+
+
+def save(figure, path):
+    """Write a figure; the ending of ``path`` gives the format.
+
+    Raises:
+        UserError: the file cannot be written, or there is no such format.
+    """
+    form = picture_format(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=form)
+
+
+def picture_format(path):
+    """The format that the ending of ``path`` means; UserError where there is none such."""
+    form = os.path.splitext(path)[1][1:].lower() or "png"
+    if form not in FigureCanvasAgg.get_supported_filetypes():
+        raise UserError("%s: there is no picture format '%s', use .jpg, .png, .pdf or .svg" % (path, form))
+    return form
+
+
+def new_figure(size):
+    figure = Figure(figsize=size, constrained_layout=True)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds, style=REFERENCE):
+    """Recall against the average number of proposals, by default as the reference draws it.
+
+    Args:
+        average_nr_proposals, average_recall: [100]. recall: [H, 100], at tiou_thresholds [H].
+    """
+    figure = new_figure(style["size"])
+    axes = figure.add_subplot(1, 1, 1)
+    axes.plot(average_nr_proposals, average_recall, color="k", linewidth=style["width"],
+              label="tiou = 0.5:0.05:0.95, area=%.2f" % _cut(area(average_nr_proposals, average_recall)))
+    for index, threshold in enumerate(tiou_thresholds[::2]):
+        axes.plot(average_nr_proposals, recall[2 * index], color=style["colours"][index % 5], linewidth=style["width"],
+                  linestyle="--", label="tiou=[%.4g], area=%.2f"
+                  % (threshold, _cut(area(average_nr_proposals, recall[2 * index]))))
+    axes.legend(loc="best", fontsize=style["font"] - 2)
+    axes.set_ylabel("Average Recall", fontsize=style["font"])
+    axes.set_xlabel("Average Number of Proposals per Video", fontsize=style["font"])
+    axes.grid(True, which="both")
+    axes.set_ylim(0, style["top"])
+    axes.tick_params(labelsize=style["font"])
+    return figure
+
+
+def _literal(text):
+    return text.replace("$", r"\$")         # a video or an action may be called $x$: that is no formula
+
+
+def _cut(number):
+    return int(number * 100) / 100.         # as the reference, which does not round
+
+
+def recall_by_tiou(recall, tiou_thresholds):
+    """Recall [H, 100] of the best 1, 5, 10 and 100 proposals against tIoU."""
+    figure = new_figure(SMALL)
+    axes = figure.add_subplot(1, 1, 1)
+    for number, colour in zip((100, 10, 5, 1), ("#440154", "#31688e", "#35b779", "#b5a41c")):
+        axes.plot(tiou_thresholds, recall[:, number - 1], "o-", color=colour, markersize=4, linewidth=2,
+                  label="%d proposal%s" % (number, "s" * (number > 1)))
+    axes.legend(fontsize=9)
+    axes.set_xlabel("tIoU", fontsize=11)
+    axes.set_ylabel("Recall", fontsize=11)
+    axes.set_ylim(0, REPORT["top"])
+    axes.grid(True, alpha=0.4)
+    return figure
+
+
+def training_curve(epochs):
+    """Losses of a run. ``epochs``: the objects of metrics.jsonl, one an epoch."""
+    figure = new_figure(SMALL)
+    titles = {"total": "total", "tem": "TEM", "pem_reg": "PEM regression", "pem_cls": "PEM classification"}
+    numbers = [one["epoch"] for one in epochs]
+    for place, (name, title) in enumerate(titles.items(), 1):
+        axes = figure.add_subplot(2, 2, place)
+        for subset, colour in (("train", START_COLOUR), ("validation", END_COLOUR)):
+            axes.plot(numbers, [one[subset][name] for one in epochs], "o-", color=colour, markersize=3.5, label=subset)
+        axes.set_title(title, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=9)
+        axes.grid(True, alpha=0.4)
+        if place == 1:
+            axes.legend(fontsize=9, frameon=False)
+        if place > 2:
+            axes.set_xlabel("epoch", fontsize=10)
+    return figure
+
+
+def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
+    """What the network says of one video: boundary probabilities, best proposals and the confidence of every pair.
+
+    Args:
+        seconds: length of the time axis.
+        start, end: [T], probability at each position.
+        confidence_map: [2, T, T], channel 0 regression, 1 classification, at [start, end]; cells with start > end are
+            not shown.
+        proposals: [n, 3] (score, xmin, xmax as fractions), best first; the first ten are drawn.
+        truth: (start, end, label) of each annotated action, in seconds, by start.
+    """
+    figure = new_figure((13, 6))
+    grid = figure.add_gridspec(1, 2, width_ratios=(1.35, 1))
+    figure.suptitle(_literal(title))
+    draw_boundaries_and_time_axis(figure, grid[0], seconds, start, end, proposals, truth)
+    draw_confidence(figure, grid[1], seconds, confidence_map, truth)
+    return figure
+
+
+def prediction_in_two(seconds, start, end, confidence_map, proposals, truth=()):
+    """The same as two figures that stand beside each other on a laptop and below each other on a phone."""
+    time_axis, confidence = new_figure((6.4, 5.4)), new_figure((6.4, 5.4))
+    draw_boundaries_and_time_axis(time_axis, time_axis.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
+    draw_confidence(confidence, confidence.add_gridspec(1, 1)[0], seconds, confidence_map, truth)
+    return time_axis, confidence
+
+
+def draw_boundaries_and_time_axis(figure, place, seconds, start, end, proposals, truth):
+    """Both on one axis of seconds, one above the other, annotated actions shaded."""
+    rows = GridSpecFromSubplotSpec(2, 1, subplot_spec=place, height_ratios=(1, 1.3))
+    curves = figure.add_subplot(rows[0])
+    at = np.arange(len(start)) * seconds / len(start)
+    curves.plot(at, start, color=START_COLOUR, label="start")
+    curves.plot(at, end, color=END_COLOUR, label="end")
+    curves.set_ylim(0, 1)
+    curves.set_ylabel("probability")
+    curves.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=2, frameon=False)
+    bars = figure.add_subplot(rows[1], sharex=curves)
+    draw_time_axis(bars, seconds, proposals[:10], truth)
+    for axes in (curves, bars):
+        for first, last, _ in truth:
+            axes.axvspan(first, last, color=TRUTH_COLOUR, alpha=0.12, linewidth=0, zorder=0)
+
+
+def draw_time_axis(axes, seconds, proposals, truth):
+    """Ground truth above, proposals [n, 3] (score, xmin, xmax) below it in order, on an axis of seconds."""
+    lanes = _lanes(truth, seconds)
+    height = max(lanes, default=-1) + 1
+    for (first, last, label), lane in zip(truth, lanes):
+        axes.barh(lane - height, last - first, left=first, height=0.8, color=TRUTH_COLOUR)
+        if _extent(first, last, label, seconds)[0] == first:
+            axes.annotate(" " + _literal(label), (first, lane - height), va="center", fontsize=8)
+        else:
+            axes.annotate(_literal(label) + " ", (last, lane - height), va="center", ha="right", fontsize=8)
+    for rank, (score, xmin, xmax) in enumerate(proposals):
+        axes.barh(rank, (xmax - xmin) * seconds, left=xmin * seconds, height=0.8, color=PROPOSAL_COLOUR)
+        axes.annotate(" %.3f" % score, (xmax * seconds, rank), va="center", fontsize=8)
+    axes.set_yticks(list(range(-height, len(proposals))))
+    axes.set_yticklabels(["truth"] * height + ["%d" % (rank + 1) for rank in range(len(proposals))])
+    axes.set_ylabel("proposals and their scores")
+    axes.set_ylim(len(proposals) - 0.4, -height - 0.6)
+    axes.set_xlim(0, seconds * 1.08)        # room for the score of a proposal that ends with the video
+    axes.set_xlabel("seconds")
+
+
+def _lanes(truth, seconds):
+    """A row for each action, the first in which neither it nor its label meets an earlier one."""
+    free_from, lanes = [], []
+    for action in truth:
+        begin, end = _extent(*action, seconds)
+        lane = next((lane for lane, free in enumerate(free_from) if free <= begin), len(free_from))
+        free_from[lane:lane + 1] = [end]
+        lanes.append(lane)
+    return lanes
+
+
+def _extent(first, last, label, seconds):
+    """What an action and its label take: the label begins with the action, or ends with it where the axis does."""
+    width = (len(label) + 2) * 0.011 * seconds
+    if first + width > seconds:
+        return min(first, last - width), last
+    return first, max(last, first + width)
+
+
+def draw_confidence(figure, place, seconds, confidence_map, truth):
+    """Confidence (classification times regression) of each pair of start and end; annotated actions as circles."""
+    axes = figure.add_subplot(place)
+    confidence = confidence_map[0] * confidence_map[1]              # [start, end]
+    above = np.tri(len(confidence), dtype=bool).T                   # start <= end
+    image = axes.imshow(np.ma.masked_where(~above, confidence).T, origin="lower", extent=(0, seconds, 0, seconds),
+                        vmin=0, cmap="viridis", interpolation="nearest")
+    for first, last, _ in truth:
+        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="k", markeredgewidth=3.5,
+                  clip_on=False)
+        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="w", markeredgewidth=1.5,
+                  clip_on=False)
+    axes.set_xlim(0, seconds)
+    axes.set_ylim(0, seconds)
+    axes.set_xlabel("start (seconds)")
+    axes.set_ylabel("end (seconds)")
+    figure.colorbar(image, ax=axes, shrink=0.7,
+                    label="confidence%s" % (", circles: ground truth" if len(truth) else ""))

@@ -1,0 +1,81 @@
+"""Files in ActivityNet's result format: {"version", "results": {id: [{"score", "segment"}]}, "external_data"}."""
+import contextlib
+import gc
+import json
+
+import numpy as np
+
+from bmn.errors import UserError
+from bmn.files import read_json, replacing
+
+
+def write_results(path, results):
+    """Write a result file, whole or not at all.
+
+    Args:
+        path: the file.
+        results: yields (id, JSON text of its list); one video at a time, for together they have a million small dicts.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        handle.write('{"version": "VERSION 1.3", "results": {')
+        for index, (name, text) in enumerate(results):
+            handle.write("%s%s: %s" % (", " if index else "", json.dumps(name), text))
+        handle.write('}, "external_data": {}}')
+
+
+def proposals_as_json(rows):
+    """What json.dumps makes of the proposals of a video, in half the time: few of the seconds differ.
+
+    Args:
+        rows: float64 [n, 3] (score, start, end).
+    """
+    seconds = rows[:, 1:].ravel().tolist()
+    digits = {second: repr(second) for second in set(seconds)}
+    return "[%s]" % ", ".join(
+        '{"score": %r, "segment": [%s, %s]}' % (score, digits[start], digits[end])
+        for score, start, end in zip(rows[:, 0].tolist(), seconds[::2], seconds[1::2]))
+
+
+def read_proposals(path):
+    """Proposals of a result file: {id: float64 [n, 3]} (score, start, end in seconds), in the file's order.
+
+    Raises:
+        UserError: the file is missing, of another form, or holds no proposal.
+    """
+    with _no_garbage_collection():
+        return _read(path)          # what it had in memory besides is gone before garbage is looked for again
+
+
+def _read(path):
+    content = read_json(path, "result file (--result_file)")
+    try:
+        results = content["results"]
+        score = np.array([one["score"] for rows in results.values() for one in rows])
+        segment = np.array([one["segment"] for rows in results.values() for one in rows])
+        if score.dtype.kind not in "fiu" or segment.dtype.kind not in "fiu":        # text, true, numbers too large
+            raise ValueError("a score or a segment is not of numbers")
+        table = np.column_stack([score, segment if len(score) else np.empty((0, 2))]).astype(np.float64)
+        if score.ndim != 1 or table.shape[1] != 3 or not np.isfinite(table).all():
+            raise ValueError("a score or a segment is not of finite numbers")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError("result file %s does not hold proposals (%s: %s): it should look like "
+                        '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
+                        % (path, type(error).__name__, error)) from None
+    if not len(table):
+        raise UserError("result file %s holds no proposal: run --mode inference again" % path)
+    return dict(zip(results, np.split(table, np.cumsum([len(rows) for rows in results.values()])[:-1])))
+
+
+@contextlib.contextmanager
+def _no_garbage_collection():
+    """Half a million proposals are a million objects, none of them garbage: looking for it doubles the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

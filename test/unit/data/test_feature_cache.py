@@ -1,0 +1,244 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import small_data
+
+from bmn.data import feature_cache, features
+from bmn.data.feature_cache import PackedFeatures
+from bmn.data.features import open_features
+from bmn.errors import UserError
+
+NAMES = ["v_a", "v_b", "v_c"]
+
+
+class Counting:
+    """Wraps ``FolderFeatures.read`` and remembers which videos were read."""
+
+    def __init__(self, monkeypatch):
+        self.names = []
+        read = features.FolderFeatures.read
+        monkeypatch.setattr(features.FolderFeatures, "read",
+                            lambda source, name: self.names.append(name) or read(source, name))
+
+
+@pytest.fixture
+def opt(tmp_path):
+    return small_data.make(tmp_path)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    return Counting(monkeypatch)
+
+
+def opened(opt, names=NAMES, lines=None):
+    packed = open_features(opt, names, log=(lambda line: None) if lines is None else lines.append)
+    for name in names:
+        want = np.load(path(opt, name)) if os.path.exists(path(opt, name)) else small_data.table(name)
+        np.testing.assert_array_equal(packed.read(name), want.T.astype(opt.get("feature_cache_dtype", "float32")))
+    return packed
+
+
+def path(opt, name, extension=".npy"):
+    return os.path.join(opt["data_path"], "csv_mean_10", name + extension)
+
+
+def change(opt, name):
+    """Replace the CSV file of a video by a NumPy file with other numbers."""
+    os.remove(path(opt, name, ".csv"))
+    np.save(path(opt, name), small_data.table(name) + 1)
+
+
+def packed_path(opt):
+    return os.path.join(opt["data_path"], "csv_mean_10.float32.packed")
+
+
+def test_packed_once_and_read_from_there_afterwards(opt, reads):
+    assert opened(opt).place == packed_path(opt) and reads.names == NAMES
+    packed = opened(opt)
+    assert reads.names == NAMES
+    features = packed.read("v_a")
+    features[:] = 0                                     # a copy of one's own: the file and the next reader
+    assert packed.read("v_a").any()                     # see nothing of it
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(packed)).read("v_b"), packed.read("v_b"))
+    with pytest.raises(UserError, match="v_z is not in"):
+        packed.read("v_z")
+
+
+def test_the_file_is_what_the_documentation_says(opt):
+    import json
+    opened(opt)
+    with open(packed_path(opt), "rb") as handle:
+        assert handle.readline() == b"BMN packed features, version 1\n"
+        header = json.loads(handle.readline().decode())
+        start = -(-handle.tell() // 4096) * 4096
+    data = np.memmap(packed_path(opt), "<f4", "r", start, (3, 6, 10))
+    status = os.stat(path(opt, "v_b", ".csv"))
+    assert header["videos"]["v_b"] == [status.st_size, status.st_mtime_ns]
+    np.testing.assert_array_equal(data[list(header["videos"]).index("v_b")],
+                                  small_data.table("v_b").T.astype(np.float32))
+
+
+def test_float16(opt):
+    opt["feature_cache_dtype"] = "float16"
+    packed = opened(opt)
+    assert packed.read("v_a").dtype == np.float32 and packed.place.endswith(".float16.packed")
+    np.save(path(opt, "v_b"), small_data.table("v_b") + 1e5)
+    os.remove(path(opt, "v_b", ".csv"))
+    with pytest.raises(UserError, match="v_b are too large for float16: give --feature_cache_dtype float32"):
+        open_features(opt, NAMES, log=lambda line: None)
+
+
+def test_only_what_changed_is_read_again(opt, reads):
+    opened(opt)
+    change(opt, "v_b")
+    lines = []
+    opened(opt, lines=lines)
+    assert reads.names == NAMES + ["v_b"] and "2 of them unchanged" in lines[0]
+
+
+def test_a_change_that_leaves_name_and_size(opt, reads):
+    opened(opt)
+    status = os.stat(path(opt, "v_a", ".csv"))
+    os.utime(path(opt, "v_a", ".csv"), ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    opened(opt)
+    assert reads.names == NAMES + ["v_a"]
+
+
+def test_more_videos_are_added_and_fewer_still_served(opt, reads):
+    opened(opt)
+    opened(opt, NAMES + ["v_d"])
+    assert reads.names == NAMES + ["v_d"]
+    assert "v_a" in opened(opt, ["v_d"]) and reads.names == NAMES + ["v_d"]
+
+
+def test_a_video_whose_file_is_gone_leaves_the_cache(opt):
+    opened(opt)
+    os.remove(path(opt, "v_b", ".csv"))
+    packed = open_features(dict(opt, skip_missing=1), NAMES, log=lambda line: None)
+    assert "v_b" not in packed and "v_c" in packed
+
+
+def test_a_reader_keeps_what_it_opened(opt, monkeypatch):
+    monkeypatch.setattr(feature_cache, "RENEW", 1)
+    before = opened(opt)
+    change(opt, "v_a")
+    opened(opt)
+    np.testing.assert_array_equal(before.read("v_a"), small_data.table("v_a").T.astype(np.float32))
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: content[:-1], lambda content: content[:200], lambda content: content[:10], lambda content: b"",
+    lambda content: content.replace(b"version 1", b"version 9"), lambda content: content + b"more",
+    lambda content: content.replace(b'"float32"', b'"number1"'), lambda content: content[:31] + b"[]\n",
+    lambda content: content.replace(b'"dtype"', b'"types"'),
+    lambda content: content.replace(b'"temporal_scale": 10', b'"temporal_scale": 20'),
+    lambda content: content.replace(b'"feat_dim": 6', b'"feat_dim": 4')])
+def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_told(opt, damage):
+    opened(opt)
+    with open(packed_path(opt), "rb") as handle:
+        content = handle.read()
+    with open(packed_path(opt), "wb") as handle:
+        handle.write(damage(content))
+    with pytest.raises(UserError) as error:
+        open_features(dict(opt, data_path=packed_path(opt)), NAMES)
+    assert packed_path(opt) in str(error.value)
+    lines = []
+    opened(opt, lines=lines)
+    assert "made anew" in lines[0]
+
+
+def test_a_packed_file_serves_as_data_path(opt):
+    opened(opt)
+    assert opened(dict(opt, data_path=packed_path(opt))).place == packed_path(opt)
+    with pytest.raises(UserError, match="T = 10 and C = 6, but --temporal_scale is 20 and --feat_dim 6"):
+        open_features(dict(opt, data_path=packed_path(opt), temporal_scale=20), NAMES)
+
+
+def test_a_folder_of_ones_own(opt, tmp_path):
+    opt["feature_cache"] = str(tmp_path / "cache")
+    assert os.path.dirname(opened(opt).place) == str(tmp_path / "cache")
+    other = small_data.make(tmp_path / "other", NAMES)      # the same names, other files
+    other["feature_cache"] = opt["feature_cache"]
+    assert opened(other).place != opened(opt).place
+
+
+def test_off_reads_the_files_and_writes_nothing(opt, tmp_path, reads):
+    before = sorted(tmp_path.rglob("*"))
+    opened(dict(opt, feature_cache="off"))
+    assert reads.names == NAMES and sorted(tmp_path.rglob("*")) == before
+
+
+def refuse(monkeypatch, *folders):
+    """Nothing can be written in these folders any more."""
+    replacing = feature_cache.replacing
+
+    def refusing(place):
+        if os.path.dirname(place) in folders:
+            raise UserError("cannot write") from OSError(28, "No space left on device")
+        return replacing(place)
+    monkeypatch.setattr(feature_cache, "replacing", refusing)
+
+
+def test_beside_the_outputs_where_the_data_folder_takes_nothing(opt, monkeypatch, reads):
+    refuse(monkeypatch, opt["data_path"])
+    output = os.path.join(os.path.dirname(opt["result_file"]), "feature_cache")
+    lines = []
+    assert os.path.dirname(opened(opt, lines=lines).place) == output
+    assert sum("No space left on device, trying " + output in line for line in lines) == 1
+    opened(opt)                                         # and found there the next time
+    assert reads.names == NAMES
+    refuse(monkeypatch, opt["data_path"], output)
+    change(opt, "v_a")
+    with pytest.raises(UserError) as error:
+        opened(opt)
+    assert all(part in str(error.value) for part in (opt["data_path"], output, "--feature_cache", "off"))
+
+
+def test_unusable_files_are_counted_and_nothing_is_left(opt, tmp_path):
+    for name in ("v_a", "v_c"):
+        with open(path(opt, name, ".csv"), "a") as handle:
+            handle.write("nan,1,2,3,4,5\n")
+    with pytest.raises(UserError) as error:
+        open_features(opt, NAMES, log=lambda line: None)
+    assert "v_a.csv has 11 rows" in str(error.value) and "2 files are unusable" in str(error.value)
+    assert not os.path.exists(packed_path(opt)) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_leftovers_of_a_killed_process_are_cleared_away(opt, tmp_path):
+    leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.packed.abc.tmp")
+    other = os.path.join(opt["data_path"], ".csv_mean_10.float16.packed.abc.tmp")
+    for name in (leftover, other):
+        open(name, "w").close()
+    opened(opt)
+    assert not os.path.exists(leftover) and os.path.exists(other)
+
+
+def test_leftovers_of_another_machine_stay(opt, monkeypatch):
+    monkeypatch.setattr(feature_cache.platform, "node", lambda: "one")
+    opened(opt)
+    leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.packed.abc.tmp")
+    open(leftover, "w").close()
+    for machine, there in (("two", True), ("two", False)):
+        monkeypatch.setattr(feature_cache.platform, "node", lambda machine=machine: machine)
+        change(opt, "v_a" if there else "v_b")
+        opened(opt)
+        assert os.path.exists(leftover) == there
+
+
+def test_without_locks_it_packs_all_the_same(opt, monkeypatch):
+    monkeypatch.setattr(feature_cache, "fcntl", None)
+    opened(opt)
+
+
+def test_a_place_that_is_no_folder(opt, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--feature_cache"):
+        open_features(dict(opt, feature_cache=str(tmp_path / "file")), NAMES)
+
+
+def test_packed_features_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"x\.packed cannot be read"):
+        PackedFeatures(str(tmp_path / "x.packed"), 10, 6)

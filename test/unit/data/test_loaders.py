@@ -1,0 +1,54 @@
+"""Batches over ranks: every number of ranks sees the same global batches, and every video once in validation."""
+import pytest
+
+from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks
+from bmn.errors import UserError
+
+
+def epoch_batches(count, batch_size, world_size, seed=3, epoch=0):
+    """The batches of each rank."""
+    ranks = []
+    for rank in range(world_size):
+        batches = TrainingBatches(count, batch_size // world_size, seed, rank, world_size)
+        batches.epoch = epoch
+        ranks.append(list(batches))
+        assert len(batches) == len(ranks[-1]) == count // batch_size
+    return ranks
+
+
+@pytest.mark.parametrize("count,batch_size", [(12, 12), (25, 12), (100, 24)])
+def test_ranks_share_the_batches_of_one_process(count, batch_size):
+    alone, = epoch_batches(count, batch_size, 1)
+    for world_size in (2, 3, 4):
+        ranks = epoch_batches(count, batch_size, world_size)
+        assert [sum(parts, []) for parts in zip(*ranks)] == alone
+    seen = sum(alone, [])
+    assert len(set(seen)) == len(seen) and set(seen) <= set(range(count))
+
+
+def test_order_depends_on_seed_and_epoch_and_nothing_else():
+    assert epoch_batches(64, 8, 1) == epoch_batches(64, 8, 1)
+    assert epoch_batches(64, 8, 1) != epoch_batches(64, 8, 1, seed=4)
+    assert epoch_batches(64, 8, 1) != epoch_batches(64, 8, 1, epoch=1)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UserError, match=r"--batch_size 16.*9 training videos"):
+        TrainingBatches(9, 8, world_size=2)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
+def test_blocks_are_the_same_for_any_number_of_ranks(count):
+    alone = rank_blocks(count)
+    assert sum(alone.values(), []) == list(range(count))
+    assert all(len(videos) == BLOCK for videos in list(alone.values())[:-1])
+    for world_size in (2, 3, 8):
+        merged = {}
+        for rank in range(world_size):
+            merged.update(rank_blocks(count, rank, world_size))
+        assert merged == alone
+
+
+def test_loader_yields_the_batches_in_order():
+    batches = [[3, 1], [0], [2]]
+    assert [batch.tolist() for batch in load_batches(list(range(4)), batches, 0)] == batches

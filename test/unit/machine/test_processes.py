@@ -1,0 +1,266 @@
+"""Finding the other processes, and ending together: with real processes, forked from the test."""
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from bmn.errors import UserError, run_as_program
+from bmn.machine import device, processes
+from bmn.machine.processes import Place
+
+OPTIONS = {"is_distributed": 0, "world_size": 1, "local_rank": 0}
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_alone():
+    place = Place(OPTIONS)
+    assert (place.rank, place.local_rank, place.world_size) == (0, 0, 1)
+
+
+def test_torchrun(monkeypatch):
+    for name, value in (("RANK", "11"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "16")):
+        monkeypatch.setenv(name, value)
+    place = Place(OPTIONS)
+    assert (place.rank, place.local_rank, place.world_size) == (11, 3, 16)
+    assert Place(dict(OPTIONS, is_distributed=1, world_size=16, local_rank=3)).rank == 11      # as the old launcher
+    with pytest.raises(UserError, match=r"--world_size 8, but the launcher started 16 processes \(WORLD_SIZE\)"):
+        Place(dict(OPTIONS, world_size=8))
+    monkeypatch.setenv("RANK", "16")
+    with pytest.raises(UserError, match="this is rank 16 of 16 processes"):
+        Place(OPTIONS)
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(UserError, match="RANK=x in the environment is not a number"):
+        Place(OPTIONS)
+
+
+def test_the_old_options():
+    place = Place({"is_distributed": 1, "world_size": 8, "local_rank": 3})
+    assert (place.rank, place.local_rank, place.world_size) == (3, 3, 8)
+    with pytest.raises(UserError, match="this is rank 8 of 8 processes"):
+        Place({"is_distributed": 1, "world_size": 8, "local_rank": 8})
+    with pytest.raises(UserError, match="--world_size 8 without --is_distributed 1"):
+        Place({"is_distributed": 0, "world_size": 8, "local_rank": 0})
+
+
+def test_the_others_never_come(monkeypatch):
+    monkeypatch.setattr(processes, "JOIN_WITHIN", processes.datetime.timedelta(seconds=1))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"rank 1 of 2 could not join the others at 127.0.0.1:\d+ \(MASTER_ADDR"):
+        device.setup({"device": "cpu"})
+
+
+# ---- several ------------------------------------------------------------------------------------------------------
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+class Rank:
+    """One of several processes that run ``task(runtime)``; what it printed as error is in ``text``."""
+
+    def __init__(self, task, rank, world_size, port, path, opt):
+        self.path = path
+        self.process = multiprocessing.get_context("fork").Process(
+            target=self._run, args=(task, rank, world_size, port, opt))
+        self.process.start()
+
+    def _run(self, task, rank, world_size, port, opt):
+        handle = os.open(self.path, os.O_CREAT | os.O_WRONLY)
+        os.dup2(handle, 2)
+        sys.stderr = os.fdopen(2, "w")
+        torch.set_num_threads(1)
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_PORT=str(port))
+
+        def main():
+            with device.setup(dict({"device": "cpu"}, **opt)) as runtime:
+                open(self.path + ".ready", "w").close()
+                task(runtime)
+            time.sleep(0.3)                     # a process may have more to do than its part in the run
+        run_as_program(main)
+
+    def ended(self, within=20):
+        until = time.time() + within            # not join(): it would wait for the helpers of a killed process as well
+        while self.process.exitcode is None and time.time() < until:
+            time.sleep(0.05)
+        assert self.process.exitcode is not None, "still running"
+        with open(self.path) as handle:
+            self.text = handle.read()
+        return self.process.exitcode
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """launch(task, world_size, opts) -> the processes; none is left behind."""
+    started = []
+
+    def start(task, world_size, opts=None):
+        port = free_port()
+        started.extend(Rank(task, rank, world_size, port, str(tmp_path / ("rank%d" % rank)), opts[rank] if opts else {})
+                       for rank in range(world_size))
+        return started
+    yield start
+    for rank in started:
+        if rank.process.is_alive():
+            rank.process.kill()
+            rank.process.join()
+
+
+def exchange(runtime):
+    rank = runtime.rank
+    assert runtime.gather({"text": "x" * 1000 * rank}) == [{"text": "x" * 1000 * other} for other in range(3)]
+    assert runtime.broadcast("from %d" % rank) == "from 0"
+    mine = torch.full((2,), float(rank + 1))
+    assert runtime.all_reduce_sum(mine).tolist() == [6, 6] and mine.tolist() == [rank + 1, rank + 1]
+    torch.manual_seed(rank)
+    weights = runtime.wrap(torch.nn.Linear(2, 1)).module.weight.detach()
+    assert all(torch.equal(weights, other) for other in runtime.gather(weights))
+
+
+def test_three_processes_exchange_and_leave(launch):
+    assert [(rank.ended(), rank.text) for rank in launch(exchange, 3)] == [(0, "")] * 3
+
+
+def come_late_in_turn(runtime):
+    for late in range(3):
+        name = "%s.%d" % (os.environ["NOTES"], late)
+        if runtime.rank == late:
+            time.sleep(0.3)
+            open(name, "w").close()
+        runtime.barrier()
+        assert os.path.exists(name)
+
+
+def test_a_barrier_waits_for_the_last(launch, monkeypatch, tmp_path):
+    monkeypatch.setenv("NOTES", str(tmp_path / "late"))
+    assert [(rank.ended(), rank.text) for rank in launch(come_late_in_turn, 3)] == [(0, "")] * 3
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_leaving_in_any_order_is_no_failure(launch, late):
+    def task(runtime):
+        if runtime.rank == late:
+            time.sleep(1)
+    assert [(rank.ended(), rank.text) for rank in launch(task, 3)] == [(0, "")] * 3
+
+
+def wait_in_collective(runtime):
+    runtime.barrier()
+    if runtime.rank != 1:
+        runtime.gather("never complete")
+    time.sleep(60)
+
+
+def wait_in_barrier(runtime):
+    if runtime.rank != 1:
+        runtime.barrier()
+    time.sleep(60)
+
+
+def wait_with_worker(runtime):
+    """A forked helper, such as data loaders have, must not keep the connection of its dead parent open."""
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,), daemon=True)
+    child.start()
+    with open("%s.%d" % (os.environ["NOTES"], runtime.rank), "w") as handle:
+        handle.write(str(child.pid))
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("task", [wait_in_collective, wait_in_barrier, wait_with_worker])
+def test_a_killed_process_takes_the_others_along(launch, task, lost, monkeypatch, tmp_path):
+    monkeypatch.setenv("NOTES", str(tmp_path / "child"))
+    ranks = launch(task, 3)
+    while not all(os.path.exists(rank.path + ".ready") for rank in ranks):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(ranks[lost].process.pid, signal.SIGKILL)
+    killed_at = time.time()
+    assert ranks[lost].ended() == -signal.SIGKILL
+    for number in {0, 1, 2} - {lost}:
+        assert ranks[number].ended() == 1 and time.time() - killed_at < 5
+        assert "error: rank %d ended before the run was done" % lost in ranks[number].text
+        assert ranks[number].text.count("\n") == 1, ranks[number].text
+        if task is wait_with_worker:
+            with open(str(tmp_path / ("child.%d" % number))) as handle:
+                assert is_gone(int(handle.read())), "its helper is still there"
+
+
+def is_gone(process):
+    for _ in range(40):
+        try:
+            with open("/proc/%d/stat" % process) as handle:
+                if handle.read().rpartition(")")[2].split()[0] == "Z":      # ended; nobody has asked for its status
+                    return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+class Store(dict):
+    """As much of torch.distributed's key-value store as the watch needs."""
+
+    def set(self, name, value):
+        self[name] = value.encode()
+
+    def get(self, name):
+        while name not in self:
+            time.sleep(0.01)
+        return self[name]
+
+
+def test_strangers_are_not_taken_in():
+    store, connections = Store(), {}
+    welcome = threading.Thread(target=lambda: connections.update(processes._welcome(store, 2, 10)))
+    welcome.start()
+    port, token = store.get("bmn/watch").decode().split()
+    strangers = []
+    for hello in (b"GET / HTTP/1.1 and more than twenty bytes", bytes.fromhex(token)[:-1] + b"\0" * 5):
+        strangers.append(socket.create_connection(("127.0.0.1", int(port))))
+        strangers[-1].sendall(hello)
+    with socket.create_connection(("127.0.0.1", int(port))) as friend:
+        friend.sendall(bytes.fromhex(token) + (1).to_bytes(4, "big"))
+        welcome.join(10)
+    for connection in strangers + list(connections.values()):
+        connection.close()
+    assert list(connections) == [1]
+
+
+def fail_on_2(runtime):
+    runtime.barrier()
+    if runtime.rank == 2:
+        raise UserError("this alone is wrong")
+    runtime.gather(1)
+
+
+def test_a_failed_process_has_the_word(launch):
+    ranks = launch(fail_on_2, 3)
+    assert [rank.ended() for rank in ranks] == [1, 1, 1]
+    assert ranks[2].text == "error: this alone is wrong\n"
+    assert "rank 2 ended" in ranks[0].text and "rank 2 ended" in ranks[1].text
+    assert "Traceback" not in ranks[0].text + ranks[1].text
+
+
+def test_all_must_choose_the_same_device(launch, monkeypatch):
+    monkeypatch.setattr(device, "choose", lambda wanted: (wanted, ""))
+    monkeypatch.setattr(device, "card", lambda *_: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda name: None)
+    ranks = launch(exchange, 2, [{"device": "cpu"}, {"device": "cuda"}])
+    assert [rank.ended() for rank in ranks] == [1, 1]
+    assert "the processes chose different devices (rank 0 cpu, rank 1 cuda)" in ranks[0].text + ranks[1].text

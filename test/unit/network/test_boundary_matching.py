@@ -1,0 +1,193 @@
+"""The sampling weights, and both ways to contract with them."""
+import copy
+import hashlib
+import json
+import math
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from bmn.errors import UserError
+from bmn.network import boundary_matching
+from bmn.network.boundary_matching import BoundaryMatching, sampling_entries
+
+RANDOM_OPTIONS = [(2, 1, 2, 0.5), (3, 2, 1, 0.0), (5, 4, 3, 0.5), (7, 3, 2, 1.7), (9, 5, 1, 0.31), (12, 2, 5, 0.05),
+                  (13, 7, 4, 1.0), (16, 1, 9, 0.25)]
+CONTRACTIONS = ["bags", "dense"]
+
+
+def whole(tscale, num_sample, num_sample_perbin, ratio):
+    """The weights as the reference holds them: float32 [T, N, T, T], indices t, n, start, end."""
+    key, value = sampling_entries(tscale, num_sample, num_sample_perbin, ratio)
+    proposal, n, t = key // (num_sample * tscale), key // tscale % num_sample, key % tscale
+    start, end = np.triu_indices(tscale)
+    weights = np.zeros((tscale, num_sample, tscale, tscale), np.float32)
+    weights[t, n, start[proposal], end[proposal]] = value
+    return weights
+
+
+def plain(tscale, num_sample, num_sample_perbin, ratio):
+    """The same, number by number, from the definition."""
+    weights = np.zeros((tscale, num_sample, tscale, tscale))
+    count = num_sample * num_sample_perbin
+    for start in range(tscale):
+        for end in range(start, tscale):
+            length = float(end + 1 - start) + 1
+            low, high = start - length * ratio, end + 1 + length * ratio
+            step = (high - low) / (count - 1.0)
+            for i in range(count):
+                point = low + step * i
+                fraction, below = math.modf(point)
+                for position, share in ((int(below), 1 - fraction), (math.ceil(point), fraction)):
+                    if 0 <= position < tscale:
+                        weights[position, i // num_sample_perbin, start, end] += share
+    return (1.0 / num_sample_perbin * weights).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["model_t20_mask", "model_t24_mask", "model_t100_mask"])
+def test_weights_are_the_reference_bit_for_bit(golden, name):
+    figures = golden(name + ".npz")
+    opt = json.loads(str(figures["options"]))
+    weights = whole(opt["temporal_scale"], opt["num_sample"], opt["num_sample_perbin"], opt["prop_boundary_ratio"])
+    assert hashlib.sha256(weights.tobytes()).hexdigest() == str(figures["sha256"])
+    assert (weights != 0).sum() == int(figures["nonzeros"])
+
+
+@pytest.mark.parametrize("options", RANDOM_OPTIONS)
+def test_weights_follow_the_definition_bit_for_bit(options):
+    np.testing.assert_array_equal(whole(*options), plain(*options))
+    key, value = sampling_entries(*options)
+    assert (np.diff(key) > 0).all() and (value != 0).all()
+
+
+def test_proposals_are_taken_in_pieces(monkeypatch):
+    key, value = sampling_entries(9, 3, 2, 0.5)
+    monkeypatch.setattr(boundary_matching, "CHUNK", 7)
+    for one, other in zip(sampling_entries(9, 3, 2, 0.5), (key, value)):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_single_point_is_refused():
+    with pytest.raises(UserError, match="--num_sample 1 with --num_sample_perbin 1"):
+        sampling_entries(10, 1, 1, 0.5)
+
+
+def table_and_bias(options, dtype, batch=(2,), channels=6):
+    generator = torch.Generator().manual_seed(7)
+    table = torch.randn(*batch, options[0] * options[1], channels, generator=generator, dtype=torch.float64)
+    return table.to(dtype), torch.randn(channels, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def oracle(options, table, bias):
+    """[B, P + 1, O] in float64, from the weights of the definition."""
+    start, end = np.triu_indices(options[0])
+    weights = plain(*options)[:, :, start, end].astype(np.float64)                      # [T, N, P]
+    rows = np.einsum("tnp,btno->bpo", weights,
+                     table.double().numpy().reshape((len(table), options[0], options[1], -1)))
+    rows = np.concatenate([rows, np.zeros_like(rows[:, :1])], 1)
+    return rows + bias.double().numpy()
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+@pytest.mark.parametrize("options", RANDOM_OPTIONS)
+def test_contraction_is_the_definition(options, contraction):
+    matching = BoundaryMatching(*options, contraction=contraction)
+    table, bias = table_and_bias(options, torch.float64)
+    found = matching(table, bias)
+    np.testing.assert_allclose(found.numpy(), oracle(options, table, bias), rtol=0, atol=1e-13)
+    assert torch.equal(found[0], matching(table[0], bias)) or contraction == "dense"
+    np.testing.assert_allclose(found[1].numpy(), matching(table[1], bias).numpy(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+@pytest.mark.parametrize("dtype,bound", [(torch.float32, 2e-6), (torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
+def test_rounding_of_shorter_types(dtype, bound, contraction):
+    options = (12, 4, 3, 0.5)
+    table, bias = table_and_bias(options, dtype)
+    matching = BoundaryMatching(*options, contraction=contraction)
+    if contraction == "bags" and not boundary_matching._has_bags("cpu", dtype):
+        assert not BoundaryMatching(*options).uses_bags(table)
+        return
+    try:
+        found = matching(table, bias)
+    except RuntimeError:                    # the CPU of an old PyTorch multiplies no such matrices either
+        pytest.skip("no products of %s here" % dtype)
+    assert found.dtype == dtype
+    wanted = oracle(options, table, bias)
+    assert abs(found.double().numpy() - wanted).max() < bound * abs(wanted).max()
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+@pytest.mark.parametrize("options", [(2, 1, 2, 0.5), (4, 3, 2, 0.5), (5, 2, 3, 1.3)])
+def test_gradients_are_the_derivatives(options, contraction):
+    matching = BoundaryMatching(*options, contraction=contraction)
+    table, bias = (tensor.requires_grad_() for tensor in table_and_bias(options, torch.float64, channels=2))
+    assert torch.autograd.gradcheck(matching, (table, bias))
+
+
+def test_gradient_of_a_strided_gradient():
+    # what comes back through a transposition is not contiguous
+    options = (5, 2, 3, 0.5)
+    table, bias = table_and_bias(options, torch.float64, batch=())
+    gradients = []
+    for contraction in CONTRACTIONS:
+        table = table.detach().requires_grad_()
+        rows = BoundaryMatching(*options, contraction=contraction)(table, bias)
+        (rows.t() * torch.arange(rows.numel(), dtype=rows.dtype).view(rows.shape[1], -1)).sum().backward()
+        gradients.append(table.grad)
+    np.testing.assert_allclose(*[gradient.numpy() for gradient in gradients], rtol=0, atol=1e-10)
+
+
+def test_the_choice_by_device_and_type(monkeypatch):
+    def chosen(kind, dtype, contraction="auto"):
+        return BoundaryMatching(3, 2, 2, 0.5, contraction).uses_bags(
+            SimpleNamespace(device=SimpleNamespace(type=kind), dtype=dtype))
+    monkeypatch.setattr(boundary_matching, "_has_bags", lambda kind, dtype: True)
+    assert chosen("cpu", torch.float32) and chosen("cpu", torch.bfloat16) and chosen("cuda", torch.float32)
+    assert not chosen("cuda", torch.float16) and not chosen("cuda", torch.bfloat16)
+    monkeypatch.setattr(boundary_matching, "DENSE_AT_MOST", 35)        # of 6 * 6 weights
+    assert chosen("cuda", torch.float16)
+    assert not chosen("npu", torch.float32) and not chosen("meta", torch.float32)
+    assert chosen("npu", torch.float32, "bags") and not chosen("cpu", torch.float32, "dense")
+    monkeypatch.setattr(boundary_matching, "_has_bags", lambda kind, dtype: False)
+    assert not chosen("cpu", torch.float32)
+    assert boundary_matching._has_bags("cpu", torch.float32) is False
+    monkeypatch.undo()
+    assert boundary_matching._has_bags("cpu", torch.float32) is True
+    assert boundary_matching._has_bags("cpu", torch.int16) is False
+
+
+def test_a_trace_takes_the_dense_product():
+    options = (4, 2, 2, 0.5)
+    matching, (table, bias) = BoundaryMatching(*options), table_and_bias(options, torch.float32)
+    assert matching.uses_bags(table)
+    traced = torch.jit.trace(lambda rows: matching(rows, bias), (table,))
+    assert "embedding_bag" not in str(traced.graph) and "scatter" in str(traced.graph)
+    np.testing.assert_allclose(traced(table + 1).numpy(), matching(table + 1, bias).numpy(), rtol=0, atol=1e-5)
+
+
+def test_copies_are_made_anew_and_carry_no_constants():
+    options = (6, 2, 2, 0.5)
+    matching, (table, bias) = BoundaryMatching(*options, contraction="dense"), table_and_bias(options, torch.float64)
+    wanted = matching(table, bias)
+    assert len(pickle.dumps(matching)) < 300
+    for copied in (copy.deepcopy(matching), pickle.loads(pickle.dumps(matching))):
+        assert copied.contraction == "dense" and not copied._made.things
+        assert torch.equal(copied(table, bias), wanted)
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+def test_constants_made_in_inference_serve_training(contraction):
+    if not hasattr(torch, "inference_mode"):
+        pytest.skip("this PyTorch has no inference_mode")
+    options = (4, 2, 2, 0.5)
+    matching = BoundaryMatching(*options, contraction=contraction)
+    table, bias = table_and_bias(options, torch.float64)
+    with torch.inference_mode():
+        matching(table, bias)
+    table.requires_grad_()
+    matching(table, bias).sum().backward()
+    assert table.grad.abs().sum() > 0

@@ -1,0 +1,83 @@
+"""The 3x3 convolutions on the cells that are not constant, against the same on the whole map."""
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bmn.network.cell_convolution import CellConvolutions
+
+SCALES = [1, 2, 3, 4, 5, 6, 7, 8, 11, 16]
+
+
+def make(tscale, channels=3):
+    """Rows of the proposals and of the cells below the diagonal, and two convolutions' weights and biases."""
+    generator = torch.Generator().manual_seed(tscale)
+    shapes = [(tscale * (tscale + 1) // 2 + 1, channels), (channels, channels, 3, 3), (channels,),
+              (channels, channels, 3, 3), (channels,)]
+    return [torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def by_cell(tscale, valid_only, rows, *layers):
+    cells = CellConvolutions(tscale, valid_only)
+    rows = cells.second(cells.first(rows, *layers[:2]), *layers[2:])
+    return rows[cells.row].view(tscale, tscale, -1)
+
+
+def by_map(tscale, rows, *layers):
+    """The definition: a map whose cells below the diagonal all hold the last row."""
+    cell = torch.full((tscale, tscale), len(rows) - 1, dtype=torch.int64)
+    cell[np.triu_indices(tscale)] = torch.arange(len(rows) - 1)
+    cells = rows[cell].permute(2, 0, 1)[None]
+    for weight, bias in (layers[:2], layers[2:]):
+        cells = F.relu(F.conv2d(cells, weight, bias, padding=1))
+    return cells[0].permute(1, 2, 0)
+
+
+@pytest.mark.parametrize("valid_only", [False, True])
+@pytest.mark.parametrize("tscale", SCALES)
+def test_cells_and_gradients_are_those_of_the_map(tscale, valid_only):
+    inputs = make(tscale)
+    found, wanted = by_cell(tscale, valid_only, *inputs), by_map(tscale, *inputs)
+    looked_at = torch.ones_like(wanted)
+    if valid_only:
+        looked_at = torch.triu(looked_at.permute(2, 0, 1)).permute(1, 2, 0)
+    np.testing.assert_allclose((found * looked_at).detach().numpy(), (wanted * looked_at).detach().numpy(), atol=1e-12)
+    factors = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * looked_at
+    gradients = [torch.autograd.grad((result * factors).sum(), inputs) for result in (found, wanted)]
+    for one, other in zip(*gradients):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-11)
+
+
+def test_gradients_are_the_derivatives():
+    cells = CellConvolutions(4, False)
+    rows, weight, bias = make(4, channels=2)[:3]
+    assert torch.autograd.gradcheck(cells.first, (rows, weight, bias))
+
+
+@pytest.mark.parametrize("valid_only,most", [(True, 0.56), (False, 0.60)])
+def test_little_more_than_half_of_the_map_is_computed(valid_only, most):
+    cells = CellConvolutions(100, valid_only)
+    assert 5050 < cells.second.rows < cells.first.rows < most * 100 * 100
+    if valid_only:
+        assert cells.second.rows == 5050 + 2 * 100
+
+
+def test_types_may_differ_where_autocast_casts():
+    if not hasattr(torch, "autocast"):
+        pytest.skip("no autocast here")
+    cells = CellConvolutions(6, False)
+    rows, weight, bias = (tensor.detach().float().requires_grad_() for tensor in make(6)[:3])
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            result = cells.first(rows, weight, bias)
+    except RuntimeError:
+        pytest.skip("no autocast on a CPU here")
+    result.float().pow(2).sum().backward()
+    assert result.dtype == torch.bfloat16
+    low = [tensor.grad.clone() for tensor in (rows, weight, bias)]
+    for tensor in (rows, weight, bias):
+        assert tensor.grad.dtype == torch.float32
+        tensor.grad = None
+    cells.first(rows, weight, bias).pow(2).sum().backward()
+    for one, tensor in zip(low, (rows, weight, bias)):
+        assert (one - tensor.grad).norm() < 0.03 * tensor.grad.norm()

@@ -1,0 +1,191 @@
+"""ONNX: what is exported says what PyTorch says, holds no large weights, and stands in for the network."""
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from bmn.errors import UserError
+from bmn.training import checkpoint
+from models import BMN
+
+onnx = pytest.importorskip("onnx", reason="needs the Python package onnx")
+pytest.importorskip("onnxruntime", reason="needs the Python package onnxruntime")
+import export_onnx  # noqa: E402
+
+from bmn.network import onnx_network  # noqa: E402
+
+NEW = pytest.param("new", 18, marks=pytest.mark.skipif(
+    not hasattr(torch.onnx, "ONNXProgram"), reason="this PyTorch has no new exporter"))
+SMALL = {"temporal_scale": 12, "num_sample": 4, "num_sample_perbin": 3, "prop_boundary_ratio": 0.5, "feat_dim": 8}
+
+
+def make_network(**options):
+    """A network whose outputs are far from 0.5 and far apart: its last layers are made steep."""
+    torch.manual_seed(4)
+    network = BMN(dict(SMALL, **options)).eval()
+    with torch.no_grad():
+        for layer in (network.x_2d_p[6], network.x_1d_s[2], network.x_1d_e[2]):
+            layer.weight.mul_(30)
+    return network
+
+
+@pytest.fixture(scope="module")
+def network():
+    return make_network()
+
+
+def difference(network, path, batch):
+    x = torch.rand(batch, network.feat_dim, network.temporal_scale)
+    with torch.no_grad():
+        expected = network(x)
+    assert float(expected[0].std()) > 0.02       # a constant would agree with anything
+    return max(float((one - other).abs().max()) for one, other in zip(onnx_network.OnnxNetwork(path)(x), expected))
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [("old", 11), ("old", 13), NEW])
+@pytest.mark.parametrize("batch", [0, 1, 8])
+def test_says_what_pytorch_says(tmp_path, network, exporter, opset, batch):
+    path = str(tmp_path / "bmn.onnx")
+    export_onnx.export(network, path, batch, opset, exporter)
+    for size in ([batch] if batch else [1, 8, 3]):
+        assert difference(network, path, size) < 1e-5
+
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert model.opset_import[0].version == opset
+    image, = model.graph.input
+    shape = [axis.dim_value or axis.dim_param for axis in image.type.tensor_type.shape.dim]
+    assert (image.name, shape) == ("image", [batch or "batch", 8, 12])
+    assert [output.name for output in model.graph.output] == ["confidence_map", "start", "end"]
+    assert network.boundary_matching(torch.zeros(12 * 4, 512), torch.zeros(512)).shape == (79, 512)      # as before
+
+
+@pytest.mark.parametrize("options", [
+    {"temporal_scale": 20, "num_sample": 8}, {"num_sample_perbin": 1}, {"num_sample": 1, "num_sample_perbin": 2},
+    {"prop_boundary_ratio": 0.0}, {"prop_boundary_ratio": 0.3, "temporal_scale": 9}, {"prop_boundary_ratio": 2.0},
+    {"temporal_scale": 2}])
+def test_sampling_weights_are_rebuilt_in_the_graph(options):
+    """Only the nodes that make the weights, run on their own."""
+    import onnxruntime
+    network = make_network(**options)
+    weights = export_onnx.sampling_matrix(network)
+    graph = onnx.helper.make_graph(
+        [], "g", [onnx.helper.make_tensor_value_info("sampling", onnx.TensorProto.FLOAT, weights.shape)],
+        [onnx.helper.make_tensor_value_info("sampling", onnx.TensorProto.FLOAT, weights.shape)])
+    export_onnx.rebuild_sampling(graph, network, weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=7)
+    found, = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {})
+    assert np.abs(found - weights).max() < 5e-7
+
+
+def test_the_file_holds_little_more_than_the_network(tmp_path):
+    network = make_network(temporal_scale=100, num_sample=32)
+    path = str(tmp_path / "bmn.onnx")
+    export_onnx.export(network, path, 1, 11, "old")
+    parameters = sum(4 * tensor.numel() for tensor in network.parameters())
+    size = (tmp_path / "bmn.onnx").stat().st_size
+    assert size < parameters + 1e6, "%.1f MB for %.1f MB of parameters" % (size / 1e6, parameters / 1e6)
+    assert difference(network, path, 1) < 1e-5
+
+
+def test_a_fixed_batch_serves_any_number_of_videos(tmp_path, network):
+    path = str(tmp_path / "bmn.onnx")
+    export_onnx.export(network, path, 3, 11, "old")
+    for videos in (1, 3, 7):
+        assert difference(network, path, videos) < 1e-5
+    confidence_map = onnx_network.OnnxNetwork(path).eval()(torch.rand(2, 8, 12), valid_only=True)[0]
+    assert torch.equal(confidence_map, torch.triu(confidence_map)) and confidence_map.any()
+
+
+@pytest.fixture
+def command(tmp_path, network, monkeypatch):
+    """Runs tools/export_onnx.py from x.pth.tar to x.onnx, with the arguments given."""
+    checkpoint.save(str(tmp_path / "x.pth.tar"), {"epoch": 1, "state_dict": network.state_dict(), "options": SMALL})
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export_onnx.py", str(tmp_path / "x.pth.tar"), str(tmp_path / "x.onnx")]
+                            + list(arguments))
+        export_onnx.main()
+    return run
+
+
+def test_from_the_command_line(tmp_path, network, command, capsys):
+    command("--batch", "0")
+    printed = capsys.readouterr().out
+    assert "valid ONNX, opset 11, batch open" in printed and "at batch 8: " in printed
+    assert difference(network, str(tmp_path / "x.onnx"), 2) < 1e-5
+
+
+def refusal(action, *arguments):
+    with pytest.raises(UserError) as caught:
+        action(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_shape(tmp_path, network):
+    export_onnx.export(network, str(tmp_path / "bmn.onnx"), 0, 11, "old")
+    served = onnx_network.OnnxNetwork(str(tmp_path / "bmn.onnx"))
+    assert "takes features [videos, 8, 12], found [2, 8, 13]" in refusal(served, torch.rand(2, 8, 13))
+
+
+def test_not_onnx_or_another_network(tmp_path):
+    (tmp_path / "x.onnx").write_text("no network")
+    assert "cannot be loaded" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [
+        onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=7),
+              str(tmp_path / "x.onnx"))
+    assert "outputs {'y': 1}, needed are" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
+
+
+def test_outputs_of_other_dimensions(tmp_path, network):
+    path = str(tmp_path / "bmn.onnx")
+    export_onnx.export(network, path, 1, 11, "old")
+    model = onnx.load(path)
+    names = {"start": "confidence_map", "confidence_map": "start"}
+    for one in list(model.graph.output) + list(model.graph.node):
+        if isinstance(one, onnx.NodeProto):
+            one.output[:] = [names.get(name, name) for name in one.output]
+        else:
+            one.name = names.get(one.name, one.name)
+    onnx.save(model, path)
+    assert "of these dimensions" in refusal(onnx_network.OnnxNetwork, path)
+
+
+def test_only_the_operators_of_the_documentation(tmp_path):
+    """A converter must know each of them."""
+    with open(os.path.join(ROOT, "docs", "npu.md"), encoding="utf-8") as handle:
+        text = " ".join(handle.read().split())
+    fixed, more = re.search(r"these operators and no others: (.*?); with an open one also (.*?)\. ", text).groups()
+    network, path = BMN({}).eval(), str(tmp_path / "bmn.onnx")
+    for batch, wanted in ((1, fixed), (0, fixed + ", " + more.replace(" and ", ", "))):
+        export_onnx.export(network, path, batch, 11, "old")
+        assert {node.op_type for node in onnx.load(path).graph.node} == set(wanted.split(", "))
+
+
+def test_a_file_that_computes_something_else_gets_no_name(tmp_path, command, monkeypatch):
+    run = onnx_network.OnnxNetwork._run
+    for wrong in (1e-3, float("nan")):
+        monkeypatch.setattr(onnx_network.OnnxNetwork, "_run",
+                            lambda *args, wrong=wrong: [run(*args)[0], run(*args)[1], run(*args)[2] + wrong])
+        assert "would differ" in refusal(command)
+        assert os.listdir(str(tmp_path)) == ["x.pth.tar"]
+
+
+def test_a_missing_package_is_named(tmp_path, network, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "--onnx needs the Python package onnxruntime" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert "pip install onnx" in refusal(export_onnx.export, network, str(tmp_path / "x.onnx"), 1, 11, "old")
+
+
+@pytest.mark.parametrize(("opset", "exporter"), [("3", "old"), ("11", "new"), ("60", "auto")])
+def test_an_opset_that_is_not_to_be_had(tmp_path, command, opset, exporter):
+    assert "--opset" in refusal(command, "--opset", opset, "--exporter", exporter)
+    assert os.listdir(str(tmp_path)) == ["x.pth.tar"]

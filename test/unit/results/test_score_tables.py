@@ -1,0 +1,139 @@
+"""Decoding, and the CSV tables: exact digits, exact columns, whole files."""
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from formulas import smooth
+
+from bmn.errors import UserError
+from bmn.results import score_tables
+from bmn.results.decimals import decimal_text
+
+
+def text_of(values):
+    return decimal_text(values, b"\n").tobytes().replace(b"\0", b"").decode().split("\n")[:-1]
+
+
+def assert_digits(values):
+    assert text_of(values) == [repr(float(value)) for value in values]
+
+
+def maps_of(rng, scale):
+    return (rng.rand(2, scale, scale).astype(np.float32), rng.rand(scale).astype(np.float32),
+            rng.rand(scale).astype(np.float32))
+
+
+@pytest.mark.parametrize("decades", [0.05, 1, 5, 12, 40])
+def test_digits_are_those_of_repr(rng, decades):
+    assert_digits((10.0 ** (-decades * rng.rand(100000))).astype(np.float32))
+
+
+def test_digits_of_short_and_odd_numbers(rng):
+    assert_digits((rng.randint(0, 1000, 20000) / 1000).astype(np.float32))
+    assert_digits((rng.randint(0, 4096, 20000) / 4096).astype(np.float32))
+    powers = np.float32(2.0) ** -np.arange(60, dtype=np.float32)
+    for values in (powers, np.nextafter(powers, np.float32(0)), np.nextafter(powers, np.float32(2)), -powers):
+        assert_digits(values)
+    assert_digits(np.array([0, -0.0, 1, 2, 3e10, 1e-45, 1e-40, 3.4e38, 1e-11, 1e-4, 1e-5], np.float32))
+
+
+def test_digits_of_any_number(rng):
+    values = rng.randint(0, 1 << 32, 100000, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    assert_digits(values[np.isfinite(values)])
+
+
+def test_table_is_the_references(golden):
+    table = score_tables.score_table(smooth((2, 100, 100), 400), smooth((1, 100), 420)[0], smooth((1, 100), 440)[0])
+    np.testing.assert_array_equal(table, golden("proposals.npz")["first_table"])
+
+
+def test_decoding_by_the_loop(rng):
+    confidence_map, start, end = maps_of(rng, 7)
+    expected = [start[s] * end[j + 1] * confidence_map[1, s, j] * confidence_map[0, s, j]
+                for s in range(7) for j in range(7) if s < j + 1 < 7]
+    np.testing.assert_array_equal(score_tables.decode(confidence_map[None], start[None], end[None]), [expected])
+
+
+@pytest.mark.parametrize("scale", [2, 13, 100])
+def test_written_table_holds_every_digit(rng, tmp_path, scale):
+    maps = maps_of(rng, scale)
+    path = str(tmp_path / "v_a.csv")
+    score_tables.write_table(path, *maps)
+    with open(path, newline="") as handle:
+        header, *rows = csv.reader(handle)
+    assert header == ["xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score"]
+    assert rows == [[repr(number) for number in row] for row in score_tables.score_table(*maps).tolist()]
+    np.testing.assert_array_equal(score_tables.read_table(path).T, score_tables.score_table(*maps)[:, [0, 1, 6]])
+
+
+def test_export_writes_every_table_and_nothing_else(rng, tmp_path):
+    maps = [maps_of(rng, 9) for _ in range(20)]
+    folder = str(tmp_path / "deep" / "tables")
+    with score_tables.CsvExport(folder, 2) as export:
+        for first in range(0, 20, 3):
+            export.add(["v_%d" % i for i in range(first, min(first + 3, 20))],
+                       *(np.stack(one) for one in zip(*maps[first:first + 3])))
+    assert sorted(os.listdir(folder)) == sorted("v_%d.csv" % i for i in range(20))
+    for i, one in enumerate(maps):
+        np.testing.assert_array_equal(score_tables.read_table(os.path.join(folder, "v_%d.csv" % i))[2],
+                                      score_tables.score_table(*one)[:, 6])
+
+
+def test_export_that_cannot_write_says_so(rng, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), \
+            score_tables.CsvExport(str(tmp_path / "file" / "tables"), 1) as export:
+        export.add(["v_a"], *(one[None] for one in maps_of(rng, 5)))
+
+
+def test_export_ends_with_the_error_of_its_caller(rng, tmp_path):
+    with pytest.raises(KeyError), score_tables.CsvExport(str(tmp_path), 1) as export:
+        export.add(["v_a"], *(one[None] for one in maps_of(rng, 5)))
+        raise KeyError("the network failed")
+
+
+def test_a_lost_helper_is_reported(rng, tmp_path):
+    maps = [one[None] for one in maps_of(rng, 5)]
+    with pytest.raises(UserError, match=r"died.*--save_csv 0"), score_tables.CsvExport(str(tmp_path), 1) as export:
+        export.add(["v_a"], *maps)
+        export.waiting[-1].result()
+        for process in list(export.pool._processes.values()):
+            os.kill(process.pid, signal.SIGKILL)
+        for _ in range(100):
+            export.add(["v_a"], *maps)
+            time.sleep(0.05)
+
+
+def test_helpers_end_with_a_killed_parent(root, tmp_path):
+    program = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from bmn.results import score_tables
+with score_tables.CsvExport(sys.argv[2], 2) as export:
+    for name in "ab":
+        export.add([name], np.ones((1, 2, 5, 5), np.float32), *np.ones((2, 1, 5), np.float32))
+    print(*[process.pid for process in export.pool._processes.values()], flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program, root, str(tmp_path)], stdout=subprocess.PIPE) as parent:
+        helpers = parent.stdout.readline().split()
+        parent.kill()
+    assert helpers
+    deadline = time.time() + 20
+    while any(is_running(int(pid)) for pid in helpers) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(is_running(int(pid)) for pid in helpers)
+
+
+def is_running(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as handle:
+            return handle.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

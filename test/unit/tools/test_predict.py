@@ -1,0 +1,184 @@
+import json
+import os
+
+import numpy as np
+import predict
+import prepare_features
+import pytest
+import small_data
+import torch
+
+from bmn.errors import UserError
+from bmn.results import figures
+from bmn.training import checkpoint
+from models import BMN
+from post_processing import proposals
+
+NETWORK = {"temporal_scale": 10, "feat_dim": 8, "num_sample": 4}
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A network of random weights, its checkpoint with its options in checkpoint.pth.tar."""
+    torch.manual_seed(0)
+    network = BMN(NETWORK)
+    checkpoint.write(str(tmp_path / "checkpoint.pth.tar"), {
+        "epoch": 1, "state_dict": network.state_dict(), "options": dict(NETWORK, is_distributed=1, world_size=8)})
+    return network.eval()
+
+
+def features(name, rows=10):
+    return np.random.RandomState(sum(map(ord, name))).randn(rows, 8)
+
+
+def expected(network, table):
+    """[n, 3] (score, xmin, xmax) of features [T, C]."""
+    with torch.no_grad():
+        maps = network(torch.from_numpy(table.T[None].astype(np.float32)), valid_only=True)
+    return proposals(*(one.numpy() for one in maps), {"soft_nms_alpha": 0.4, "soft_nms_low_thres": 0.5,
+                                                      "soft_nms_high_thres": 0.9})[0]
+
+
+def run(monkeypatch, folder, *arguments):
+    monkeypatch.chdir(str(folder))
+    monkeypatch.setattr("sys.argv", ["predict.py", "--checkpoint", "checkpoint.pth.tar", "--device", "cpu"]
+                        + [str(argument) for argument in arguments])
+    predict.main()
+
+
+def results(path):
+    return {name: np.array([[one["score"]] + one["segment"] for one in rows])
+            for name, rows in json.loads(path.read_text())["results"].items()}
+
+
+def test_one_file_in_seconds(network, tmp_path, monkeypatch, capsys):
+    small_data.write_csv(str(tmp_path / "v_a.csv"), features("v_a"))
+    np.save(str(tmp_path / "v_a.npy"), features("other"))       # not what was asked for
+    run(monkeypatch, tmp_path, "v_a.csv", "--duration", "50", "--output", "out.json", "--top", 3)
+    want = expected(network, features("v_a")) * [1, 50, 50]
+    np.testing.assert_allclose(results(tmp_path / "out.json")["a"], want, rtol=1e-5)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = [list(map(float, line)) for line in lines if line and line[0].isdigit()]
+    np.testing.assert_allclose(table, [[rank + 1, row[1], row[2], row[2] - row[1], row[0]]
+                                       for rank, row in enumerate(want[:3])], atol=0.006)
+
+
+def test_a_folder_its_lengths_and_raw_features(network, tmp_path, monkeypatch):
+    os.mkdir(str(tmp_path / "new"))
+    np.save(str(tmp_path / "new" / "v_a.npy"), features("v_a"))
+    np.save(str(tmp_path / "new" / "v_b.npy"), features("v_b", 23).T)       # raw: 23 snippets
+    (tmp_path / "lengths.csv").write_text("seconds,video\n30,v_a\n12.5,v_b\n", encoding="utf-8-sig")
+    run(monkeypatch, tmp_path, "new", "--duration", "lengths.csv", "--output", "out.json")
+    got = results(tmp_path / "out.json")
+    np.testing.assert_allclose(got["a"], expected(network, features("v_a")) * [1, 30, 30], rtol=1e-5)
+    rescaled = prepare_features.rescale_snippets(features("v_b", 23), 23 * 16, 12.5, 10)
+    np.testing.assert_allclose(got["b"], expected(network, rescaled) * [1, 12.5, 12.5], rtol=1e-4)
+
+
+def test_pictures_show_the_annotated_actions(network, tmp_path, monkeypatch):
+    opt = small_data.make(tmp_path, temporal_scale=10, feat_dim=8)
+    drawn, prediction = [], figures.prediction
+    monkeypatch.setattr(figures, "prediction", lambda *args: drawn.append(args) or prediction(*args))
+    run(monkeypatch, tmp_path, opt["data_path"], "--video_anno", opt["video_anno"], "--plot", "pictures", "--output",
+        "out.json")
+    assert sorted(os.listdir(str(tmp_path / "pictures"))) == ["v_%s.png" % letter for letter in "abcde"]
+    assert (tmp_path / "pictures" / "v_a.png").read_bytes().startswith(b"\x89PNG")
+    title, seconds, start, end, confidence_map, found, truth = drawn[0]
+    assert title == "v_a" and truth == [(2.0, 5.0, "Juggling clubs")]
+    assert start.shape == end.shape == (10,) and confidence_map.shape == (2, 10, 10)
+    assert seconds == pytest.approx(288 / 300 * 10)         # 300 frames are 18 whole snippets
+    np.testing.assert_allclose(results(tmp_path / "out.json")["a"][0, 1:], found[0, 1:] * seconds)
+
+
+def test_a_packed_file(network, tmp_path, monkeypatch):
+    from bmn.data.features import open_features
+    opt = small_data.make(tmp_path, temporal_scale=10, feat_dim=8)
+    packed = open_features(opt, ["v_a", "v_b"], log=lambda line: None)
+    run(monkeypatch, tmp_path, packed.place, "--duration", "10", "--output", "out.json")
+    want = expected(network, small_data.table("v_b", 10, 8)) * [1, 10, 10]
+    np.testing.assert_allclose(results(tmp_path / "out.json")["b"], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arguments,parts", [
+    (["nowhere.csv", "--duration", "5"], ["nowhere.csv does not exist"]),
+    (["empty", "--duration", "5"], ["empty holds no features"]),
+    (["v_a.csv", "--duration", "long"], ["v_a", "'long'", "seconds above 0"]),
+    (["v_a.csv", "--duration", "-3"], ["v_a", "-3", "seconds above 0"]),
+    (["v_a.csv", "--duration", "other.csv"], ["other.csv", "columns video and seconds"]),
+    (["v_a.csv", "--duration", "lengths.csv"], ["lengths.csv", "v_a", "None"]),
+    (["v_a.csv", "--duration", "short.csv"], ["short.csv", "v_a", "None"]),
+    (["v_a.csv", "--duration", "binary"], ["--duration binary", "CSV text file"]),
+    (["twice", "--duration", "5"], ["a and v_a would both be video a"]),
+    (["v_a.csv", "--duration", "5", "--soft_nms_low_thres", "0.95"], ["--soft_nms_low_thres 0.95 is above"]),
+    (["v_a.csv", "--video_anno", "anno.json"], ["anno.json", "v_a", "None"]),
+    (["wide.csv", "--duration", "5"], ["wide.csv", "10 rows and 9 columns", "--feat_dim 8"]),
+    (["v_a.csv", "--duration", "5", "--feat_dim", "12"], ["checkpoint.pth.tar", "--feat_dim"]),
+    (["v_a.csv", "--duration", "5", "--checkpoint", "none.pth.tar"], ["none.pth.tar"]),
+])
+def test_what_is_told(network, tmp_path, monkeypatch, arguments, parts):
+    small_data.write_csv(str(tmp_path / "v_a.csv"), features("v_a"))
+    small_data.write_csv(str(tmp_path / "wide.csv"), np.ones((10, 9)))
+    os.mkdir(str(tmp_path / "empty"))
+    (tmp_path / "other.csv").write_text("name,length\nv_a,3\n")
+    (tmp_path / "lengths.csv").write_text("video,seconds\nv_b,3\n")
+    (tmp_path / "short.csv").write_text("video,seconds\nv_a\n")
+    (tmp_path / "binary").write_bytes(b"\x93NUMPY\xff\x00")
+    for name in ("a", "v_a"):
+        small_data.write_csv(str(tmp_path / "twice" / (name + ".csv")), features(name))
+    (tmp_path / "anno.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        run(monkeypatch, tmp_path, *arguments, "--output", "out.json")
+    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("entry", [
+    {"duration_frame": 0}, {"duration_frame": "700"}, {"duration_frame": None}, {"annotations": {}},
+    {"annotations": [3]}, {"annotations": [{"label": "a"}]}, {"annotations": [{"segment": [1]}]},
+])
+def test_annotations_that_training_would_refuse(network, tmp_path, monkeypatch, entry):
+    small_data.write_csv(str(tmp_path / "v_a.csv"), features("v_a"))
+    (tmp_path / "anno.json").write_text(json.dumps({"v_a": dict({"duration_second": 9}, **entry)}))
+    with pytest.raises(UserError, match=r"--video_anno anno\.json: video v_a has"):
+        run(monkeypatch, tmp_path, "v_a.csv", "--video_anno", "anno.json", "--plot", ".")
+
+
+def test_names_and_labels_that_look_like_formulas(network, tmp_path, monkeypatch):
+    small_data.write_csv(str(tmp_path / "v_$x_{$.csv"), features("v_a"))
+    actions = [{"segment": [1, 2], "label": label} for label in ("$x_{$", 3)]
+    (tmp_path / "anno.json").write_text(json.dumps({"v_$x_{$": {"duration_second": 9, "annotations": actions}}))
+    run(monkeypatch, tmp_path, "v_$x_{$.csv", "--video_anno", "anno.json", "--plot", ".")
+    assert (tmp_path / "v_$x_{$.png").exists()
+
+
+@pytest.mark.parametrize("option,value", [
+    ("temporal_scale", "0"), ("num_sample", "0"), ("prop_boundary_ratio", "nan"), ("soft_nms_alpha", "0"),
+    ("soft_nms_high_thres", "1.5"), ("top", "-2")])
+def test_values_that_main_py_refuses(tmp_path, monkeypatch, capsys, option, value):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "v_a.csv", "--duration", "5", "--" + option, value)
+    assert "argument --%s: '%s' is not" % (option, value) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows,columns", [(30, 8), (8, 30)])
+def test_raw_arrays_where_T_is_C(rows, columns):
+    """The axis of time is the one that is not C, even where the other is as long as T."""
+    raw = np.random.RandomState(0).randn(30, 8)
+
+    class Source:
+        place = "somewhere"
+
+        def table(self, name):
+            return (raw if rows == 30 else raw.T), False
+
+    got = predict.read_features(Source(), "v_a", {"duration_second": 9.0}, {"temporal_scale": 8, "feat_dim": 8})
+    np.testing.assert_allclose(got.T, prepare_features.rescale_snippets(raw, 30 * 16, 9.0, 8), rtol=1e-6)
+
+
+def test_a_bad_file_is_told_before_anything_is_computed(network, tmp_path, monkeypatch):
+    for name in ("v_a", "v_b"):
+        small_data.write_csv(str(tmp_path / "new" / (name + ".csv")), features(name))
+    (tmp_path / "new" / "v_b.csv").write_text("f0,f1\n1,x\n")
+    with pytest.raises(UserError, match=r"v_b\.csv has 'x'"):
+        run(monkeypatch, tmp_path, "new", "--duration", "5", "--plot", "pictures")
+    assert not (tmp_path / "pictures").exists()

@@ -1,0 +1,157 @@
+import json
+import os
+import sys
+
+import numpy as np
+import prepare_features
+import pytest
+import small_data
+from prepare_features import rescale_linearly, rescale_snippets
+
+from bmn.data.feature_files import read_csv
+from bmn.errors import UserError
+
+
+def plain_rescaling(raw, frames, seconds, size, snippet=16):
+    """The rule, bin by bin and sample by sample, with an interpolation of its own."""
+    fps = frames / seconds
+    step = snippet / fps
+    centre = [step / 2 + i * step for i in range(len(raw))]
+    covered = len(raw) * snippet / frames * seconds
+    if len(raw) == 1:
+        return np.array([raw[0]] * size)
+
+    def at(x):
+        right = min(max(next((i for i, c in enumerate(centre) if c >= x), len(raw)), 1), len(raw) - 1)
+        share = (x - centre[right - 1]) / (centre[right] - centre[right - 1])
+        return raw[right - 1] + share * (raw[right] - raw[right - 1])
+
+    rows = []
+    for i in range(size):
+        first = max(centre[0] + 0.0001, 1.0 / size * i * covered)
+        last = min(centre[-1] - 0.0001, 1.0 / size * (i + 1) * covered)
+        if last < centre[0] or first > centre[-1]:
+            rows.append(np.zeros(raw.shape[1]))
+        else:
+            rows.append(np.mean([at(first + (last - first) / 2 * k) for k in range(3)], axis=0))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("snippets", [1, 2, 3, 7, 10, 12, 24, 50, 101])
+@pytest.mark.parametrize("frames,seconds", [(300, 10.0), (2303, 92.18), (418, 14.07)])
+def test_the_rule_of_the_published_features(rng, snippets, frames, seconds):
+    raw = rng.randn(snippets, 5)
+    for size in (20, 24, 100):      # 20 and 10 snippets: a tie decides whether the outermost bins are reached
+        got, want = rescale_snippets(raw, frames, seconds, size), plain_rescaling(raw, frames, seconds, size)
+        np.testing.assert_array_equal(got.any(axis=1), want.any(axis=1))
+        np.testing.assert_allclose(got, want, atol=1e-11)
+
+
+def test_bins_beyond_the_outermost_snippets_are_zero(rng):
+    got = rescale_snippets(rng.randn(5, 4), 80, 2.0, 100)       # 20 bins a snippet: its centre is 10 bins away
+    empty = ~got.any(axis=1)
+    assert 18 <= empty.sum() <= 20 and empty[:9].all() and empty[-9:].all() and not empty[10:90].any()
+
+
+def test_linear_rescaling(rng):
+    raw = rng.randn(7, 4)
+    got = rescale_linearly(raw, 13)
+    np.testing.assert_allclose(got[::2], raw, atol=1e-12)
+    np.testing.assert_allclose(got[1::2], (raw[1:] + raw[:-1]) / 2, atol=1e-12)
+    np.testing.assert_array_equal(rescale_linearly(raw[:1], 5), np.repeat(raw[:1], 5, axis=0))
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["prepare_features.py"] + [str(argument) for argument in arguments])
+    prepare_features.main()
+
+
+def test_the_real_raw_files(shared, tmp_path, monkeypatch, capsys):
+    raw = os.path.join(shared, "features")
+    anno = os.path.join(raw, "action_test_anno.json")
+    run(monkeypatch, "--input", raw, "--output", tmp_path, "--video_anno", anno, "--write_anno", tmp_path / "anno.json")
+    assert "2 videos rescaled to T = 100, C = 400" in capsys.readouterr().out
+    for name, frames, seconds in (("v_test1", 30, 1), ("v_test2", 48, 2)):
+        want = plain_rescaling(read_csv(os.path.join(raw, name + ".csv")), frames, seconds, 100)
+        got = read_csv(str(tmp_path / "csv_mean_100" / (name + ".csv")))
+        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+    assert json.loads((tmp_path / "anno.json").read_text())["v_test1"]["feature_frame"] == 80
+
+
+def test_array_files_linearly_without_annotations(tmp_path, monkeypatch, rng):
+    raw = {name: rng.randn(length, 6) for name, length in (("v_a", 4), ("v_b", 9), ("v_c", 1))}
+    (tmp_path / "raw").mkdir()
+    np.save(str(tmp_path / "raw" / "v_a.npy"), raw["v_a"])
+    np.savez(str(tmp_path / "raw" / "v_b.npz"), raw["v_b"].T)
+    small_data.write_csv(str(tmp_path / "raw" / "v_c.csv"), raw["v_c"])
+    (tmp_path / "raw" / "v_d.npy").mkdir()
+    for name in (".v_e.npy", "._v_c.csv"):
+        (tmp_path / "raw" / name).write_text("no video")
+    run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path, "--method", "linear", "--temporal_scale", 10,
+        "--feat_dim", 6)
+    for name, numbers in raw.items():
+        got = read_csv(str(tmp_path / "csv_mean_10" / (name + ".csv")))
+        np.testing.assert_allclose(got, rescale_linearly(numbers, 10), rtol=1e-11, atol=1e-11)
+    assert len(os.listdir(str(tmp_path / "csv_mean_10"))) == 3
+
+
+@pytest.mark.parametrize("arguments,parts", [
+    (["--method", "linear", "--feat_dim", "7"], ["v_a in ", "5 rows and 6 columns", "--feat_dim is 7"]),
+    (["--method", "linear", "--feat_dim", "5"], ["v_b in ", "9 rows and 6 columns", "--feat_dim is 5"]),
+    ([], ["--video_anno"]),
+    (["--video_anno", "anno.json"], ["lacks 1 of 2", "v_b", "--method linear"]),
+    (["--method", "linear", "--temporal_scale", "1"], ["--temporal_scale 1"]),
+    (["--input", "nowhere", "--method", "linear"], ["nowhere does not exist"]),
+    (["--input", "anno.json", "--method", "linear"], ["neither a folder nor an HDF5 file"]),
+])
+def test_what_is_told(tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(str(tmp_path))
+    (tmp_path / "raw").mkdir()
+    np.save("raw/v_a.npy", np.ones((5, 6)))
+    np.save("raw/v_b.npy", np.ones((9, 6)))
+    (tmp_path / "anno.json").write_text('{"v_a": {"duration_second": 3, "duration_frame": 80}}')
+    with pytest.raises(UserError) as error:
+        run(monkeypatch, "--input", "raw", "--output", "out", *arguments)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_an_odd_first_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "raw").mkdir()
+    for name, columns in (("v_a", 12), ("v_b", 8), ("v_c", 8)):
+        small_data.write_csv(str(tmp_path / "raw" / (name + ".csv")), np.ones((30, columns)))
+    with pytest.raises(UserError, match=r"v_b in .* 8 columns, but those of v_a have C = 12: .*2 of 3 videos"):
+        run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path, "--method", "linear")
+
+
+@pytest.mark.parametrize("content,parts", [
+    ({}, ["raw.h5 holds no features", "data set for each video"]),
+    ({"a/b": 1, "sub/dir/x": 1}, ["sub is a group of 1 (dir)", "a single data set"]),
+    (None, ["raw.h5 is no readable HDF5 file"]),
+])
+def test_what_is_told_of_an_hdf5_file(tmp_path, monkeypatch, content, parts):
+    h5py = pytest.importorskip("h5py")
+    path = str(tmp_path / "raw.h5")
+    if content is None:
+        (tmp_path / "raw.h5").write_text("no HDF5")
+    else:
+        with h5py.File(path, "w") as handle:
+            for name in content:
+                handle[name] = np.ones((5, 6))
+    with pytest.raises(UserError) as error:
+        run(monkeypatch, "--input", path, "--output", tmp_path / "out", "--method", "linear")
+    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert "--data_path" not in str(error.value)
+
+
+def test_the_disk_is_not_waited_for_thousands_of_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", None)
+    prepare_features.write_features(str(tmp_path / "v_a.csv"), np.ones((2, 3)))
+    assert os.listdir(str(tmp_path)) == ["v_a.csv"]
+
+
+@pytest.mark.parametrize("entry", [{"duration_second": 3}, {"duration_second": 3, "duration_frame": 0},
+                                   {"duration_second": "3", "duration_frame": 80}])
+def test_durations_that_are_no_numbers(tmp_path, entry):
+    (tmp_path / "anno.json").write_text(json.dumps({"v_a": entry}))
+    with pytest.raises(UserError, match="v_a has duration_"):
+        prepare_features.read_durations(str(tmp_path / "anno.json"), ["v_a"])

@@ -1,0 +1,235 @@
+"""Checkpoints that are truncated, damaged, foreign or full of code; and the reader for PyTorch that has no safe one."""
+import io
+import os
+import pickle
+import random
+import tarfile
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from test_checkpoint import refusal, same
+
+from bmn.errors import UserError
+from bmn.training import checkpoint, unpickling
+
+
+def damaged(content, generator):
+    """``content`` cut, or with bits, bytes or a block changed; half the time near its beginning."""
+    content = bytearray(content)
+
+    def place():
+        return generator.randrange(min(len(content), 4000) if generator.random() < 0.5 else len(content))
+
+    kind = generator.choice(["cut", "bit", "bytes", "block"])
+    if kind == "cut":
+        return bytes(content[:place()])
+    if kind == "bit":
+        content[place()] ^= 1 << generator.randrange(8)
+    elif kind == "bytes":
+        for _ in range(5):
+            content[place()] = generator.randrange(256)
+    else:
+        at = place()
+        content[at:at + 64] = bytes(64)[:len(content) - at]
+    return bytes(content)
+
+
+def small_checkpoint(form):
+    """The bytes of a checkpoint of few numbers, for quick fuzzing; (bytes, its state_dict)."""
+    tensors = OrderedDict(("module.layer%d" % i, torch.full((5, 7), i + 0.5)) for i in range(6))
+    buffer = io.BytesIO()
+    torch.save({"epoch": 1, "state_dict": tensors}, buffer, _use_new_zipfile_serialization=form == "zip")
+    return buffer.getvalue(), tensors
+
+
+def test_our_damaged_file_is_always_refused(tmp_path):
+    path = str(tmp_path / "x.pth")
+    checkpoint.save(path, {"epoch": 1, "state_dict": small_checkpoint("old")[1]})
+    with open(path, "rb") as handle:
+        whole = handle.read()
+    generator = random.Random(1)
+    tries = [damaged(whole, generator) for _ in range(500)] + [whole[:-n] for n in range(1, 200)]
+    for content in tries:
+        if content != whole:
+            with open(path, "wb") as handle:
+                handle.write(content)
+            assert path in refusal(checkpoint.read, path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["zip", "old"])
+@pytest.mark.parametrize("reader", ["torch", "unpickling"])
+def test_a_damaged_foreign_file_is_refused_or_read(tmp_path, form, reader, monkeypatch):
+    """A zip archive has checksums; the old format of others has none, so numbers may differ, but nothing worse."""
+    if reader == "unpickling":
+        monkeypatch.setattr(unpickling, "load", unpickling.load_on_old_pytorch)
+    path = str(tmp_path / "x.pth")
+    whole, tensors = small_checkpoint(form)
+    generator, outcomes = random.Random(2), {"refused": 0, "read": 0}
+    for _ in range(400):
+        with open(path, "wb") as handle:
+            handle.write(damaged(whole, generator))
+        try:
+            found = checkpoint.read(path)["state_dict"]
+        except UserError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["read"] += 1
+            assert form == "old" or same(found, {name[7:]: tensor for name, tensor in tensors.items()})
+    assert outcomes["refused"] > 200
+
+
+class _Touch:
+    """When unpickled by a reader that trusts it, makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def files_with_code(canary):
+    """{name: bytes} of checkpoints that would run code."""
+    content = {"epoch": 1, "state_dict": OrderedDict(a=torch.ones(2)), "surprise": _Touch(canary)}
+    files = {"bare pickle": pickle.dumps(content)}
+    for zipped in (False, True):
+        buffer = io.BytesIO()
+        torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+        files["zip" if zipped else "old"] = buffer.getvalue()
+    first = files["old"].index(b"\x80\x02M")        # before the object, the old format has three other pickles
+    files["in the header"] = files["old"][:first] + pickle.dumps(_Touch(canary), 2)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:     # PyTorch's oldest form
+        for name in ("storages", "tensors", "pickle"):
+            member = tarfile.TarInfo(name)
+            member.size = len(files["bare pickle"])
+            archive.addfile(member, io.BytesIO(files["bare pickle"]))
+    files["tar"] = buffer.getvalue()
+    return files
+
+
+@pytest.mark.parametrize("name", ["bare pickle", "zip", "old", "in the header", "tar"])
+def test_code_is_refused_and_not_run(tmp_path, name):
+    canary = str(tmp_path / "ran")
+    content = files_with_code(canary)[name]
+    (tmp_path / "x.pth").write_bytes(content)
+    sentence = refusal(checkpoint.read, str(tmp_path / "x.pth"))
+    assert ("mkdir" in sentence and "could run code" in sentence) == (name in ("zip", "old", "in the header"))
+    if name in ("zip", "old", "in the header"):
+        with pytest.raises(pickle.UnpicklingError, match=r"GLOBAL .*mkdir"):
+            unpickling.load_on_old_pytorch(content)
+    assert not os.path.exists(canary)
+
+
+def test_attributes_are_not_set_on_what_the_old_reader_knows():
+    evil = (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb.")
+    buffer = io.BytesIO(small_checkpoint("old")[0])
+    pickles = [pickle.dumps(pickle.load(buffer), 2) for _ in range(3)]
+    with pytest.raises(pickle.UnpicklingError, match="attributes"):
+        unpickling.load_on_old_pytorch(b"".join(pickles) + evil)
+
+
+def test_old_format_with_numbers_missing():
+    """Cut so that one number of the last tensor is left; and with a tensor that the list of keys leaves out."""
+    whole, _ = small_checkpoint("old")
+    with pytest.raises(ValueError, match="smaller than"):
+        unpickling.load_on_old_pytorch(whole[:-34 * 4])
+    handle = io.BytesIO(whole)
+    for _ in range(3):
+        pickle.load(handle)
+    unpickling._Unpickler(handle, lambda key, dtype, count: np.zeros(count, dtype)).load()
+    at = handle.tell()
+    keys = pickle.load(handle)
+    with pytest.raises(ValueError, match="the values of 1 tensors are missing"):
+        unpickling.load_on_old_pytorch(whole[:at] + pickle.dumps(keys[:-1], 2) + whole[handle.tell():])
+
+
+@pytest.mark.parametrize("identity", [
+    ("storage", {}, "0", "cpu", 3, None), ("storage", "O", "0", "cpu", 3, None), ("module", "<f4", "0", "cpu", 3, None),
+    ("storage", "<f4", "0", "cpu", 3, ("1", 0, 2))])
+def test_tensors_of_an_unknown_kind(identity):
+    reader = unpickling._Unpickler(io.BytesIO(), lambda key, dtype, count: np.zeros(count, dtype))
+    assert reader.persistent_load(("storage", "<f4", "0", "cpu", 3, None)).tolist() == [0, 0, 0]
+    with pytest.raises(pickle.UnpicklingError, match="unknown kind"):
+        reader.persistent_load(identity)
+
+
+@pytest.mark.parametrize(("offset", "size", "stride"), [
+    (0, (7,), (1,)), (1, (6,), (1,)), (0, (2, 3), (3, 2)), (0, (1, 2), (0, 6)), (6, (1,), (1,)), (-1, (2,), (1,)),
+    (0, (-1,), (1,)), (0, (3,), (-1,)), (0, (2 ** 40,), (0,)), (0, (2, 3), (3,)), (0, (2.0,), (1,)),
+    (0, (True,), (1,)), (2 ** 62, (2,), (2 ** 62,))])
+def test_a_tensor_outside_its_numbers(offset, size, stride):
+    """Old PyTorch would read, or write, what is not its own."""
+    assert unpickling._tensor(np.arange(6.), 1, (2, 2), (3, 1)).tolist() == [[1, 2], [4, 5]]
+    with pytest.raises(ValueError, match="shape"):
+        unpickling._tensor(np.arange(6.), offset, size, stride)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_torchscript_program_is_refused(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "x.pth"))
+    assert "is a TorchScript program, no checkpoint" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("content", [3, [1, 2], "text", {}, {"state_dict": {}}, {"state_dict": 5}, {"epoch": 1},
+                                     {"state_dict": {"a": 1.0}}, {"state_dict": {1: torch.ones(1)}},
+                                     {"state_dict": {"a": torch.ones(2).long()}}, torch.ones(3)])
+def test_another_content_is_refused(tmp_path, content):
+    torch.save(content, str(tmp_path / "x.pth"))
+    assert "is no checkpoint of this network" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
+
+
+def test_an_epoch_that_is_no_number(tmp_path):
+    torch.save({"epoch": "many", "state_dict": {"a": torch.ones(2)}}, str(tmp_path / "x.pth"))
+    assert "epoch is 'many'" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    (b"", "is empty"), (b"PK\x03\x04 but no archive", "truncated or damaged"), (b"video,subset\n", "is no PyTorch"),
+    (b"\x89HDF\r\n", "is no PyTorch")])
+def test_foreign_bytes(tmp_path, content, expected):
+    (tmp_path / "x.pth").write_bytes(content)
+    assert expected in refusal(checkpoint.read, str(tmp_path / "x.pth"))
+
+
+def test_a_zip_archive_of_something_else(tmp_path):
+    with zipfile.ZipFile(str(tmp_path / "x.pth"), "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "truncated or damaged" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
+
+
+def test_missing_and_unreadable(tmp_path):
+    assert "does not exist" in refusal(checkpoint.read, str(tmp_path / "none.pth"))
+    assert "cannot be read" in refusal(checkpoint.read, str(tmp_path))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_reader_for_old_pytorch_reads_what_pytorch_writes(zipped):
+    shared = torch.arange(24.)
+    content = {"views": [shared.view(4, 6).t(), shared[5:9]], "empty": torch.zeros(0, 3), "scalar": torch.tensor(2.5),
+               "weight": torch.nn.Parameter(torch.ones(2)), "epoch": 3, "none": None, "text": ("a", True, 0.5),
+               "state_dict": torch.nn.Linear(3, 2).state_dict(), "size": torch.Size([2, 3])}
+    content.update((str(dtype), torch.arange(5).to(dtype)) for dtype in (
+        torch.float64, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool))
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    found = unpickling.load_on_old_pytorch(buffer.getvalue())
+
+    def check(one, other):
+        if isinstance(other, torch.Tensor):
+            assert one.dtype == other.dtype and torch.equal(one.double(), other.double())
+        elif isinstance(other, dict):
+            assert list(one) == list(other)
+            for key in other:
+                check(one[key], other[key])
+        elif isinstance(other, list):
+            for pair in zip(one, other):
+                check(*pair)
+        else:
+            assert one == other
+
+    check(found, content)
