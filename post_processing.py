@@ -8,7 +8,7 @@ from bmn.data.annotations import read_videos, video_id
 from bmn.data.segments import iou, proposal_seconds
 from bmn.defaults import with_defaults
 from bmn.errors import UserError
-from bmn.parallel import share
+from bmn.parallel import outcomes, without_errors
 from bmn.results.result_files import proposals_as_json, write_results
 from bmn.results.score_tables import FOLDER, decode, pairs, read_table
 
@@ -154,10 +154,9 @@ def BMN_post_processing(opt):
     """
     opt = with_defaults(opt)
     videos = read_videos(opt, "validation")
-    proposals_of = {}
-    for outcome in share(lambda name: (name, soft_nms(*read_table(os.path.join(FOLDER, name + ".csv")), opt)),
-                         list(videos), opt["post_process_thread"]):
-        if isinstance(outcome, UserError):
-            raise outcome
-        proposals_of.update([outcome])
+
+    def work(name):
+        return name, soft_nms(*read_table(os.path.join(FOLDER, name + ".csv")), opt)
+
+    proposals_of = dict(without_errors(outcomes(work, list(videos), opt["post_process_thread"])))
     write_result(opt["result_file"], videos, proposals_of)

@@ -1,68 +1,152 @@
-"""Work on many files by all processors of the machine, over as soon as whoever asked for it is gone."""
+"""Work on many items by several processes, which end as soon as the process that started them is gone."""
 import multiprocessing
 import os
 import signal
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from bmn.errors import UserError
 
 FEW = 32        # items for which another process is not worth its start
+CHUNK = 8       # items that a helper gets at a time
 
 
-def processors():
-    """Processors that this process may use."""
+def processors() -> int:
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share(work, items, processes=None):
-    """Call ``work(item)`` for every item, in several processes, in no order.
+def outcomes(work: Callable[[Any], Any], items: list, processes: Optional[int] = None) -> Iterator[Any]:
+    """Call ``work(item)`` for every item, on several processes, in no order.
 
     Args:
-        work: any function of an item, of small results; a closure is welcome, for it is forked.
-        items: list.
+        work: function of an item; a closure is welcome, because it is inherited by fork and not pickled.
+        items: list; items and what ``work`` returns are pickled.
         processes: how many; None is one for each processor.
 
     Yields:
-        for each item what ``work`` returned, or the UserError that it raised. Any other exception ends it all and is
-        raised here.
+        for each item what ``work`` returned, or the UserError that it raised. Any other exception ends the work and
+        is raised here.
     """
     processes = min(processes or processors(), 1 + len(items) // FEW)
-    if processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
+    if processes == 1:
         for item in items:
             yield _outcome(work, item)
         return
-    context = multiprocessing.get_context("fork")
-    children, ends = [], []
-    try:
-        for number in range(processes):
-            ours, theirs = context.Pipe(duplex=False)
-            child = context.Process(target=_child, args=(work, items[number::processes], theirs, ends + [ours]))
-            child.daemon = True
-            child.start()
-            theirs.close()      # so that the death of the child is the end of the pipe
-            children.append(child)
-            ends.append(ours)
-        yield from _received(ends)
-    finally:
-        for child in children:
-            child.terminate()
-            child.join()
+    with Pool(work, processes) as pool:
+        for first in range(0, len(items), CHUNK):
+            yield from pool.submit(items[first:first + CHUNK])
+        yield from pool.drain()
 
 
-def _received(ends):
-    while ends:
-        for end in wait(ends):
+def without_errors(found: Iterable[Any]) -> Iterator[Any]:
+    """The same outcomes, but the first UserError among them is raised."""
+    for outcome in found:
+        if isinstance(outcome, UserError):
+            raise outcome
+        yield outcome
+
+
+class Pool:
+    """Helper processes that call ``work(item)``, started by fork when they are needed.
+
+    A helper waits at its end of a pipe. However this process ends, the pipe ends with it, and so does the helper.
+    Where the system has no fork, this process does the work itself.
+
+    Args:
+        work: as in :func:`outcomes`.
+        processes: how many helpers at most.
+        niceness: added to the niceness of this process.
+        remedy: what a user can do when a helper was killed; the end of a sentence.
+
+    Use it in a ``with`` block. Its end drops what was not received, and waits for the items that are being worked on.
+    """
+
+    def __init__(self, work: Callable[[Any], Any], processes: int, niceness: int = 0,
+                 remedy: str = "run it again with more memory"):
+        self.work, self.processes, self.niceness, self.remedy = work, processes, niceness, remedy
+        self.helpers: List[multiprocessing.Process] = []
+        self._unanswered: Dict[Connection, int] = {}        # items of each helper, by our end of its pipe
+        forks = "fork" in multiprocessing.get_all_start_methods()
+        self._context = multiprocessing.get_context("fork") if forks else None
+
+    def submit(self, items: list) -> List[Any]:
+        """Hand ``items`` to a helper that is idle, and wait for one while all are busy.
+
+        Returns:
+            the outcomes that have arrived meanwhile, of these items or earlier ones.
+
+        Raises:
+            UserError: a helper was killed.
+        """
+        if self._context is None:
+            return [_outcome(self.work, item) for item in items]
+        arrived = self._receive(0)
+        while len(self.helpers) == self.processes and all(self._unanswered.values()):
+            arrived += self._receive()
+        pipe = next((pipe for pipe, count in self._unanswered.items() if not count), None) or self._start()
+        try:
+            pipe.send(items)
+        except OSError:
+            raise self._lost() from None
+        self._unanswered[pipe] = len(items)
+        return arrived
+
+    def drain(self) -> Iterator[Any]:
+        """Yield the outcomes that are still to come; UserError where a helper was killed."""
+        while any(self._unanswered.values()):
+            yield from self._receive()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *error):
+        for pipe in self._unanswered:
+            pipe.close()
+        for helper in self.helpers:
+            helper.join()
+
+    def _start(self) -> Connection:
+        ours, theirs = self._context.Pipe()
+        helper = self._context.Process(target=self._serve, args=(theirs, [*self._unanswered, ours]), daemon=True)
+        helper.start()
+        theirs.close()          # so that the death of the helper is the end of the pipe
+        self.helpers.append(helper)
+        self._unanswered[ours] = 0
+        return ours
+
+    def _receive(self, timeout: Optional[float] = None) -> List[Any]:
+        """The outcomes that have arrived; waits ``timeout`` seconds for one, None: as long as it takes."""
+        arrived = []
+        for pipe in wait([pipe for pipe, count in self._unanswered.items() if count], timeout):
             try:
-                outcome = end.recv()
-            except EOFError:
-                raise UserError("a helper process died, perhaps for lack of memory: run it again with more "
-                                "memory") from None
-            if outcome is None:
-                ends.remove(end)
-            elif isinstance(outcome, Exception):
+                ended, outcome = pipe.recv()
+            except (EOFError, OSError):
+                raise self._lost() from None
+            if ended:
                 raise outcome
-            else:
-                yield outcome[0]
+            self._unanswered[pipe] -= 1
+            arrived.append(outcome)
+        return arrived
+
+    def _lost(self) -> UserError:
+        return UserError("a helper process died, perhaps for lack of memory: %s" % self.remedy)
+
+    def _serve(self, pipe: Connection, inherited: List[Connection]):
+        """The life of a helper."""
+        for one in inherited:   # a pipe ends only when no process holds its other end
+            one.close()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is the parent's to handle
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.nice(self.niceness)
+        try:
+            while True:
+                for item in pipe.recv():
+                    pipe.send((False, _outcome(self.work, item)))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass                # nobody waits for this any more
+        except Exception as error:
+            pipe.send((True, error))
 
 
 def _outcome(work, item):
@@ -70,18 +154,3 @@ def _outcome(work, item):
         return work(item)
     except UserError as error:
         return error
-
-
-def _child(work, items, end, inherited):
-    for one in inherited:           # a pipe breaks when nobody can read it: the parent alone shall be able to
-        one.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        for item in items:
-            end.send((_outcome(work, item),))
-        end.send(None)
-    except BrokenPipeError:         # the parent was killed: nobody waits for this any more
-        pass
-    except Exception as error:
-        end.send(error)

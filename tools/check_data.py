@@ -77,8 +77,9 @@ def check_features(opt, names):
     def work(name):
         source.read(name)
 
-    found = tqdm(parallel.share(work, there), "reading features", len(there), unit="video", disable=None, leave=False)
-    problems = sorted(str(outcome) for outcome in found if isinstance(outcome, UserError))
+    outcomes = tqdm(parallel.outcomes(work, there), "reading features", len(there), unit="video", disable=None,
+                    leave=False)
+    problems = sorted(str(outcome) for outcome in outcomes if isinstance(outcome, UserError))
     problems += ["video %s has no features in %s" % (name, source.place) for name in missing]
     for problem in problems:
         print("  " + problem)

@@ -159,7 +159,7 @@ def prepare(source, args):
         return name, len(raw)
 
     snippets, flaws = {}, []
-    for outcome in tqdm(parallel.share(work, names), "rescaling", len(names), unit="video", disable=None):
+    for outcome in tqdm(parallel.outcomes(work, names), "rescaling", len(names), unit="video", disable=None):
         if isinstance(outcome, UserError):
             flaws.append(str(outcome))
         else:

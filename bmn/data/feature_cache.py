@@ -264,8 +264,8 @@ def _build(place, opt, source, names, packed, log):
                     view = view[handle.write(view):]
 
         flaws = []
-        for flaw in tqdm(parallel.share(pack, list(enumerate(stamps))), "packing features", len(stamps), unit="video",
-                         disable=None, leave=False):
+        packed_videos = parallel.outcomes(pack, list(enumerate(stamps)))
+        for flaw in tqdm(packed_videos, "packing features", len(stamps), unit="video", disable=None, leave=False):
             if flaw is not None:
                 flaws.append(str(flaw))
                 if len(flaws) == FLAWS:

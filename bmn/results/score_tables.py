@@ -1,25 +1,18 @@
 """The scored pairs of a video: decoding the network's maps, and the CSV table that the reference keeps of them."""
-import collections
-import concurrent.futures
-import concurrent.futures.process
-import contextlib
 import csv
 import functools
-import multiprocessing
 import os
-import signal
-import threading
-import time
+from typing import Sequence
 
 import numpy as np
+import pandas as pd
 
 from bmn.errors import UserError
-from bmn.files import replacing
-from bmn.results.decimals import decimal_text
+from bmn.files import orjson, replacing
+from bmn.parallel import Pool, without_errors
 
 COLUMNS = ("xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score")   # the file format's spelling
 FOLDER = os.path.join("output", "BMN_results")
-PENDING = 4             # batches for each process that may wait, before the network has to
 
 
 @functools.lru_cache(maxsize=8)
@@ -62,8 +55,8 @@ def score_table(confidence_map, start, end):
     return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
 
 
-def write_table(path, confidence_map, start, end):
-    """Write the table of one video: the text of ``repr`` of every float64 of :func:`score_table`.
+def write_table(path: str, confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray):
+    """Write the table of one video; every number reads back as the float64 that :func:`score_table` gives.
 
     Args:
         path: the file.
@@ -72,22 +65,13 @@ def write_table(path, confidence_map, start, end):
     Raises:
         UserError: the file cannot be written.
     """
-    s, e = pairs(len(start))[:2]
-    score = decode(confidence_map[None], start[None], end[None])[0]
-    text = np.concatenate([_segment_text(len(start)), decimal_text(start, b",")[s], decimal_text(end, b",")[e],
-                           decimal_text(confidence_map[1, s, e - 1], b","),
-                           decimal_text(confidence_map[0, s, e - 1], b","), decimal_text(score, b"\n")], axis=1)
+    table = score_table(confidence_map, start, end)
+    if orjson:
+        rows = orjson.dumps(table, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].replace(b"],[", b"\n") + b"\n"
+    else:
+        rows = pd.DataFrame(table).to_csv(header=False, index=False).encode()
     with replacing(path, durable=False) as temporary, open(temporary, "wb") as handle:
-        handle.write(",".join(COLUMNS).encode() + b"\n" + text.tobytes().translate(None, b"\0"))
-
-
-@functools.lru_cache(maxsize=2)
-def _segment_text(temporal_scale):
-    """The first two columns, as :func:`decimals.decimal_text`; their float64 values are not those of a float32."""
-    xmin, xmax = pairs(temporal_scale)[2:]
-    rows = ["%r,%r," % row for row in zip(xmin.tolist(), xmax.tolist())]
-    width = max(map(len, rows))
-    return np.frombuffer("".join(row.ljust(width, "\0") for row in rows).encode(), np.uint8).reshape(-1, width)
+        handle.write(",".join(COLUMNS).encode() + b"\n" + rows)
 
 
 class CsvExport:
@@ -95,68 +79,35 @@ class CsvExport:
 
     Args:
         folder: made if need be.
-        processes: how many.
+        processes: how many at most.
 
-    Use it in a ``with`` block: its end waits until all is written.
+    Use it in a ``with`` block: its end waits until all is written, and after an error drops what is not.
     """
 
-    def __init__(self, folder, processes):
-        self.folder, self.limit = folder, PENDING * processes
-        context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-        self.pool = concurrent.futures.ProcessPoolExecutor(processes, context, _start_helper, (os.getpid(),))
-        self.waiting = collections.deque()
+    def __init__(self, folder: str, processes: int):
+        self.folder = folder
+        self.pool = Pool(self._write, processes, niceness=10,
+                         remedy="try a smaller --post_process_thread, or --save_csv 0")
 
-    def add(self, names, confidence_map, start, end):
+    def add(self, names: Sequence[str], confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray):
         """Take the maps of a batch: names [B], float32 [B, 2, T, T], [B, T], [B, T].
 
         Raises:
             UserError: an earlier table could not be written.
         """
-        with _lost_helper_is_reported():
-            self.waiting.append(self.pool.submit(_write_tables, self.folder, list(names), confidence_map, start, end))
-            while self.waiting and (self.waiting[0].done() or len(self.waiting) > self.limit):
-                self.waiting.popleft().result()
+        list(without_errors(self.pool.submit([(list(names), confidence_map, start, end)])))
 
-    def __enter__(self):
+    def __enter__(self) -> "CsvExport":
         return self
 
     def __exit__(self, kind, error, trace):
-        """Wait for all; after an error of the caller write no more."""
-        try:
-            with _lost_helper_is_reported():
-                while self.waiting and kind is None:
-                    self.waiting.popleft().result()
-        finally:
-            for one in self.waiting:
-                one.cancel()
-            self.pool.shutdown()
+        with self.pool:
+            if kind is None:
+                list(without_errors(self.pool.drain()))
 
-
-def _write_tables(folder, names, confidence_map, start, end):
-    for name, *maps in zip(names, confidence_map, start, end):
-        write_table(os.path.join(folder, name + ".csv"), *maps)
-
-
-def _start_helper(parent):
-    """A helper yields to the network, leaves Ctrl-C to its parent, and does not outlive it."""
-    os.nice(10)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def leave_with_parent():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _lost_helper_is_reported():
-    try:
-        yield
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError("a process that wrote tables died, perhaps for lack of memory: try a smaller "
-                        "--post_process_thread, or --save_csv 0") from None
+    def _write(self, batch):
+        for name, *maps in zip(*batch):
+            write_table(os.path.join(self.folder, name + ".csv"), *maps)
 
 
 def read_table(path):

@@ -17,7 +17,7 @@ def test_every_item_once_and_what_is_wrong_with_it(tmp_path, processes):
             raise UserError("item %d" % item)
         return item
 
-    outcomes = list(parallel.share(work, list(range(120)), processes))
+    outcomes = list(parallel.outcomes(work, list(range(120)), processes))
     flaws = [outcome for outcome in outcomes if isinstance(outcome, UserError)]
     assert sorted(map(str, flaws)) == ["item 107", "item 57", "item 7"]
     assert sorted(set(outcomes) - set(flaws)) == [item for item in range(120) if item % 50 != 7]
@@ -27,7 +27,7 @@ def test_every_item_once_and_what_is_wrong_with_it(tmp_path, processes):
 
 def test_few_items_need_no_process_of_their_own():
     seen = []
-    assert list(parallel.share(seen.append, [1, 2, 3])) == [None] * 3 and seen == [1, 2, 3]
+    assert list(parallel.outcomes(seen.append, [1, 2, 3])) == [None] * 3 and seen == [1, 2, 3]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -36,12 +36,12 @@ def test_any_other_error_ends_it_and_says_so(processes):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        list(parallel.share(work, list(range(64)), processes))
+        list(parallel.outcomes(work, list(range(64)), processes))
 
 
 def test_a_process_that_dies_is_told():
     with pytest.raises(UserError, match="died"):
-        list(parallel.share(lambda item: os._exit(9), list(range(64)), 2))
+        list(parallel.outcomes(lambda item: os._exit(9), list(range(64)), 2))
 
 
 def test_whoever_stops_listening_leaves_no_process_behind(tmp_path):
@@ -49,7 +49,7 @@ def test_whoever_stops_listening_leaves_no_process_behind(tmp_path):
         time.sleep(0.01)
         (tmp_path / str(os.getpid())).touch()
 
-    outcomes = parallel.share(work, list(range(1000)), 2)
+    outcomes = parallel.outcomes(work, list(range(1000)), 2)
     next(outcomes)
     began = time.time()
     outcomes.close()
@@ -69,7 +69,7 @@ def work(item):
     time.sleep(0.05)
     print(".", end="", flush=True)
 
-list(parallel.share(work, list(range(400)), 2))
+list(parallel.outcomes(work, list(range(400)), 2))
 """
     with subprocess.Popen([sys.executable, "-c", script, root], stdout=subprocess.PIPE) as process:
         process.stdout.read(20)

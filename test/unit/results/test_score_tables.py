@@ -12,39 +12,11 @@ from formulas import smooth
 
 from bmn.errors import UserError
 from bmn.results import score_tables
-from bmn.results.decimals import decimal_text
-
-
-def text_of(values):
-    return decimal_text(values, b"\n").tobytes().replace(b"\0", b"").decode().split("\n")[:-1]
-
-
-def assert_digits(values):
-    assert text_of(values) == [repr(float(value)) for value in values]
 
 
 def maps_of(rng, scale):
     return (rng.rand(2, scale, scale).astype(np.float32), rng.rand(scale).astype(np.float32),
             rng.rand(scale).astype(np.float32))
-
-
-@pytest.mark.parametrize("decades", [0.05, 1, 5, 12, 40])
-def test_digits_are_those_of_repr(rng, decades):
-    assert_digits((10.0 ** (-decades * rng.rand(100000))).astype(np.float32))
-
-
-def test_digits_of_short_and_odd_numbers(rng):
-    assert_digits((rng.randint(0, 1000, 20000) / 1000).astype(np.float32))
-    assert_digits((rng.randint(0, 4096, 20000) / 4096).astype(np.float32))
-    powers = np.float32(2.0) ** -np.arange(60, dtype=np.float32)
-    for values in (powers, np.nextafter(powers, np.float32(0)), np.nextafter(powers, np.float32(2)), -powers):
-        assert_digits(values)
-    assert_digits(np.array([0, -0.0, 1, 2, 3e10, 1e-45, 1e-40, 3.4e38, 1e-11, 1e-4, 1e-5], np.float32))
-
-
-def test_digits_of_any_number(rng):
-    values = rng.randint(0, 1 << 32, 100000, dtype=np.uint64).astype(np.uint32).view(np.float32)
-    assert_digits(values[np.isfinite(values)])
 
 
 def test_table_is_the_references(golden):
@@ -59,16 +31,24 @@ def test_decoding_by_the_loop(rng):
     np.testing.assert_array_equal(score_tables.decode(confidence_map[None], start[None], end[None]), [expected])
 
 
+@pytest.mark.parametrize("installed", [True, False], ids=["orjson", "pandas"])
 @pytest.mark.parametrize("scale", [2, 13, 100])
-def test_written_table_holds_every_digit(rng, tmp_path, scale):
-    maps = maps_of(rng, scale)
+def test_written_table_holds_every_digit(rng, tmp_path, monkeypatch, scale, installed):
+    """Maps of all magnitudes, the smallest float32 among them."""
+    if installed:
+        pytest.importorskip("orjson")
+    else:
+        monkeypatch.setattr(score_tables, "orjson", None)
+    maps = [one * (10.0 ** (-12 * rng.rand(*one.shape))).astype(np.float32) for one in maps_of(rng, scale)]
+    maps[1][0] = 1e-45
     path = str(tmp_path / "v_a.csv")
     score_tables.write_table(path, *maps)
     with open(path, newline="") as handle:
         header, *rows = csv.reader(handle)
     assert header == ["xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score"]
-    assert rows == [[repr(number) for number in row] for row in score_tables.score_table(*maps).tolist()]
-    np.testing.assert_array_equal(score_tables.read_table(path).T, score_tables.score_table(*maps)[:, [0, 1, 6]])
+    table = score_tables.score_table(*maps)
+    assert [[float(cell) for cell in row] for row in rows] == table.tolist()
+    np.testing.assert_array_equal(score_tables.read_table(path).T, table[:, [0, 1, 6]])
 
 
 def test_export_writes_every_table_and_nothing_else(rng, tmp_path):
@@ -101,9 +81,8 @@ def test_a_lost_helper_is_reported(rng, tmp_path):
     maps = [one[None] for one in maps_of(rng, 5)]
     with pytest.raises(UserError, match=r"died.*--save_csv 0"), score_tables.CsvExport(str(tmp_path), 1) as export:
         export.add(["v_a"], *maps)
-        export.waiting[-1].result()
-        for process in list(export.pool._processes.values()):
-            os.kill(process.pid, signal.SIGKILL)
+        for helper in export.pool.helpers:
+            os.kill(helper.pid, signal.SIGKILL)
         for _ in range(100):
             export.add(["v_a"], *maps)
             time.sleep(0.05)
@@ -118,7 +97,7 @@ from bmn.results import score_tables
 with score_tables.CsvExport(sys.argv[2], 2) as export:
     for name in "ab":
         export.add([name], np.ones((1, 2, 5, 5), np.float32), *np.ones((2, 1, 5), np.float32))
-    print(*[process.pid for process in export.pool._processes.values()], flush=True)
+    print(*[helper.pid for helper in export.pool.helpers], flush=True)
     time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", program, root, str(tmp_path)], stdout=subprocess.PIPE) as parent:
