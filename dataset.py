@@ -6,7 +6,7 @@ from bmn.data import segments
 from bmn.data.annotations import read_videos
 from bmn.data.feature_cache import PackedFeatures
 from bmn.data.features import open_source
-from bmn.defaults import with_defaults
+from bmn.options import with_defaults
 from bmn.parallel import processors
 
 

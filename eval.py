@@ -6,9 +6,9 @@ import numpy as np
 
 from bmn.data.annotations import is_segment, read_videos, video_id
 from bmn.data.segments import tiou
-from bmn.defaults import with_defaults
 from bmn.errors import UserError
 from bmn.files import read_json
+from bmn.options import with_defaults
 from bmn.results import figures
 from bmn.results.result_files import read_proposals
 

@@ -40,7 +40,8 @@ LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss:
 def main():
     opt = vars(parse_opt())
     with device.setup(opt) as runtime:
-        check_files(opt, runtime)
+        if runtime.is_main:         # the machines of a run need not share a disk
+            check_files(opt)
         precision = amp.Precision(runtime, opt["opt_level"], opt["loss_scale"])
         runtime.log(precision.describe())
         if opt["mode"] in ("train", "full"):
@@ -52,19 +53,22 @@ def main():
             detection.evaluate_detection(opt, runtime.log)
 
 
-def check_files(opt, runtime):
-    """Find out now, not after ten epochs, that a checkpoint is not there or an output cannot be written."""
-    if runtime.is_main:
-        if opt["resume"] not in ("", "auto") and not os.path.isfile(opt["resume"]):
-            raise UserError("--resume %s is no file: give a checkpoint, or auto" % opt["resume"])
-        if opt["mode"] == "inference" and not opt["onnx"] and not os.path.isfile(opt["pth_path"]):
-            raise UserError("checkpoint %s does not exist: train first, or give --pth_path" % opt["pth_path"])
-        if opt["mode"] in ("train", "full"):
-            write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
-        if opt["mode"] != "train":
-            check_writable(opt["result_file"])
-            check_writable(opt["save_fig_path"])
-            picture_format(opt["save_fig_path"])
+def check_files(opt):
+    """Find out now, not after ten epochs, that an input does not exist or that an output cannot be written."""
+    for name in ("onnx", "classification_file", "ground_truth"):
+        if opt[name] and not os.path.isfile(opt[name]):
+            raise UserError("--%s %s does not exist: check the path" % (name, opt[name]))
+    if opt["resume"] not in ("", "auto") and not os.path.isfile(opt["resume"]):
+        raise UserError("--resume %s is no file: give a checkpoint, or auto" % opt["resume"])
+    starts_from_a_network = opt["finetune"] if opt["mode"] in ("train", "full") else opt["mode"] == "inference"
+    if starts_from_a_network and not opt["onnx"] and not os.path.isfile(opt["pth_path"]):
+        raise UserError("--pth_path %s does not exist: give a checkpoint, or train first" % opt["pth_path"])
+    if opt["mode"] in ("train", "full"):
+        write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
+    if opt["mode"] != "train":
+        check_writable(opt["result_file"])
+        check_writable(opt["save_fig_path"])
+        picture_format(opt["save_fig_path"])
 
 
 def train(opt, runtime, precision):

@@ -3,10 +3,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bmn.defaults import with_defaults
 from bmn.errors import UserError
 from bmn.network.boundary_matching import BoundaryMatching
 from bmn.network.cell_convolution import CellConvolutions, WholeMap
+from bmn.options import with_defaults
 
 
 class BMN(nn.Module):

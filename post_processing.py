@@ -6,8 +6,8 @@ import numpy as np
 
 from bmn.data.annotations import read_videos, video_id
 from bmn.data.segments import iou, proposal_seconds
-from bmn.defaults import with_defaults
 from bmn.errors import UserError
+from bmn.options import with_defaults
 from bmn.parallel import outcomes, without_errors
 from bmn.results.result_files import proposals_as_json, write_results
 from bmn.results.score_tables import FOLDER, decode, pairs, read_table

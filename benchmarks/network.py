@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from reference import load_reference
 
-from bmn.defaults import DEFAULTS
 from bmn.errors import UserError, run_as_program
 from bmn.machine.amp import bfloat16_problem
+from bmn.options import COUNT, DEFAULTS
 from dataset import Labels
 from loss_function import bmn_loss_func, get_mask
 from models import BMN
-from opts import COUNT
 
 NO_BFLOAT16 = bfloat16_problem()
 PRECISIONS = ("O0",) if NO_BFLOAT16 else ("O0", "O1")       # float32; bfloat16 autocast, where the processor has it

@@ -19,9 +19,9 @@ import torch
 from export_onnx import OUTPUTS, export
 from reference import load_reference
 
-from bmn.defaults import DEFAULTS
 from bmn.errors import run_as_program
 from bmn.network.onnx_network import import_or_say
+from bmn.options import DEFAULTS
 from models import BMN
 
 

@@ -26,9 +26,9 @@ from reference import load_reference
 
 import eval as evaluation
 import post_processing
-from bmn.defaults import DEFAULTS
 from bmn.errors import run_as_program
 from bmn.files import read_json, write_json
+from bmn.options import DEFAULTS
 from bmn.results.score_tables import write_table
 from models import BMN
 

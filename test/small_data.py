@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 
+from bmn.options import with_defaults
+
 
 def table(name, temporal_scale=10, feat_dim=6):
     """Features of a video, float64 [T, C]: another number in every place."""
@@ -20,7 +22,7 @@ def write_csv(path, numbers):
 
 
 def make(folder, training=("v_a", "v_b", "v_c"), validation=("v_d", "v_e"), temporal_scale=10, feat_dim=6):
-    """Write annotations and features; returns the options to use them."""
+    """Write annotations and features; returns the complete options to use them."""
     folder = str(folder)
     subsets = [(name, "training") for name in training] + [(name, "validation") for name in validation]
     videos = {name: {"duration_second": 10.0, "duration_frame": 300, "feature_frame": 288,
@@ -33,7 +35,8 @@ def make(folder, training=("v_a", "v_b", "v_c"), validation=("v_d", "v_e"), temp
     for name in videos:
         write_csv(os.path.join(folder, "features", "csv_mean_%d" % temporal_scale, name + ".csv"),
                   table(name, temporal_scale, feat_dim))
-    return {"mode": "train", "video_info": os.path.join(folder, "info.csv"),
-            "video_anno": os.path.join(folder, "anno.json"), "data_path": os.path.join(folder, "features"),
-            "temporal_scale": temporal_scale, "feat_dim": feat_dim,
-            "result_file": os.path.join(folder, "output", "result_proposal.json")}
+    return with_defaults({
+        "mode": "train", "video_info": os.path.join(folder, "info.csv"),
+        "video_anno": os.path.join(folder, "anno.json"), "data_path": os.path.join(folder, "features"),
+        "temporal_scale": temporal_scale, "feat_dim": feat_dim,
+        "result_file": os.path.join(folder, "output", "result_proposal.json")})

@@ -25,9 +25,9 @@ import torch
 from bmn.errors import UserError, run_as_program
 from bmn.files import check_distinct
 from bmn.network.boundary_matching import sampling_entries
+from bmn.options import NETWORK_OPTIONS, OPTIONS
 from bmn.training import checkpoint
 from models import BMN
-from opts import TYPES
 
 
 def convert(state, options, form, half):
@@ -81,8 +81,8 @@ def main():
     parser.add_argument("target", help="file to write")
     parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")
     parser.add_argument("--half", action="store_true", help="store float16")
-    for name in checkpoint.NETWORK_OPTIONS:
-        parser.add_argument("--" + name, type=TYPES[name], help="where the checkpoint does not say it")
+    for name in NETWORK_OPTIONS:
+        parser.add_argument("--" + name, type=OPTIONS[name].kind, help="where the checkpoint does not say it")
     given = vars(parser.parse_args())
     check_distinct(given["source"], given["target"])
     state = checkpoint.read(given["source"])

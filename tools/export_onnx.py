@@ -24,9 +24,9 @@ from bmn.errors import UserError, run_as_program
 from bmn.files import check_distinct, replacing
 from bmn.network import onnx_network
 from bmn.network.boundary_matching import sampling_entries
+from bmn.options import INDEX, NETWORK_OPTIONS, OPTIONS
 from bmn.training import checkpoint
 from models import BMN
-from opts import INDEX, TYPES
 
 TOLERANCE = 1e-5
 OUTPUTS = list(onnx_network.OUTPUTS)
@@ -190,8 +190,8 @@ def main():
     parser.add_argument("--opset", type=int, default=11, help="version of ONNX's operators (default 11)")
     parser.add_argument("--exporter", choices=("auto", "old", "new"), default="auto",
                         help="old: TorchScript; new: torch.export; auto: new from opset 18 on")
-    for name in checkpoint.NETWORK_OPTIONS:
-        parser.add_argument("--" + name, type=TYPES[name], help="where the checkpoint does not say it")
+    for name in NETWORK_OPTIONS:
+        parser.add_argument("--" + name, type=OPTIONS[name].kind, help="where the checkpoint does not say it")
     args = parser.parse_args()
     check_distinct(args.checkpoint, args.target)
     onnx_network.import_or_say("onnxruntime", "tools/export_onnx.py")

@@ -28,22 +28,22 @@ from bmn.data.annotations import checked_entry, is_number, read_annotations, sam
 from bmn.data.feature_files import EXTENSIONS
 from bmn.data.features import FolderFeatures, open_source
 from bmn.data.segments import proposal_seconds
-from bmn.defaults import DEFAULTS, with_defaults
 from bmn.errors import UserError, run_as_program
 from bmn.files import check_writable
+from bmn.options import DEFAULTS, INDEX, NETWORK_OPTIONS, OPTIONS, with_defaults
 from bmn.results import figures
 from bmn.training import checkpoint
 from models import BMN
 
 SNIPPET = 16        # frames of a raw snippet
-OPTIONS = checkpoint.NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
+RECORDED = NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
 
 
 def open_network(args):
     """(network, complete options): those on the command line, else the checkpoint's own, else the defaults."""
     recorded = checkpoint.read(args.checkpoint).get("options")
-    opt = {name: recorded[name] for name in OPTIONS if isinstance(recorded, dict) and name in recorded}
-    opt.update((name, getattr(args, name)) for name in OPTIONS if getattr(args, name) is not None)
+    opt = {name: recorded[name] for name in RECORDED if isinstance(recorded, dict) and name in recorded}
+    opt.update((name, getattr(args, name)) for name in RECORDED if getattr(args, name) is not None)
     opt = with_defaults(dict(opt, device=args.device))
     opts.check_together(opt)
     network = BMN(opt)
@@ -190,12 +190,12 @@ def parse_arguments():
     parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
     parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
     parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
-    parser.add_argument("--top", type=opts.INDEX, default=10, help="proposals to print (default: %(default)s)")
+    parser.add_argument("--top", type=INDEX, default=10, help="proposals to print (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
     options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
                                         "as in main.py)")
-    for name in OPTIONS:
-        options.add_argument("--" + name, type=opts.TYPES[name])
+    for name in RECORDED:
+        options.add_argument("--" + name, type=OPTIONS[name].kind)
     return parser.parse_args()
 
 

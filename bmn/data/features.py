@@ -4,7 +4,6 @@ import os
 
 from bmn.data import feature_cache
 from bmn.data.feature_files import EXTENSIONS, few, fitted, numbers, read_array, read_csv
-from bmn.defaults import with_defaults
 from bmn.errors import UserError
 
 HDF5_EXTENSIONS = (".h5", ".hdf5")
@@ -18,7 +17,7 @@ def open_features(opt, names, runtime=None, log=print):
     machine while the other ranks wait.
 
     Args:
-        opt: dict of options.
+        opt: complete dict of options.
         names: the videos that will be read.
         runtime: what ``device.setup`` gave; None is a single process.
         log: called with one line at a time.
@@ -30,7 +29,6 @@ def open_features(opt, names, runtime=None, log=print):
         UserError: features are missing or cannot be used, or the packed file can be written nowhere. Every rank
             raises it when one does.
     """
-    opt = with_defaults(opt)
     features, missing, problem = None, (), None
     try:
         source = open_source(opt)
@@ -67,14 +65,12 @@ def _agreed(runtime, problem, missing):
     return None
 
 
-def check_features(opt, names, source=None):
+def check_features(opt, names, source):
     """The videos of ``names`` that have no features; none at all unless ``opt["skip_missing"]``.
 
     Raises:
         UserError: features are missing and must not, or all are; says how many, which, and what to do.
     """
-    opt = with_defaults(opt)
-    source = open_source(opt) if source is None else source
     missing = [name for name in names if name not in source]
     if missing and (not opt["skip_missing"] or len(missing) == len(names)):
         raise UserError("%d of %d videos have no features in %s (%s)%s: put them there, unpack the published archive "
@@ -99,7 +95,6 @@ def open_source(opt):
     Raises:
         UserError: it does not exist, or is a file of another kind.
     """
-    opt = with_defaults(opt)
     path, scale, dim = opt["data_path"], opt["temporal_scale"], opt["feat_dim"]
     if os.path.isfile(path):
         if path.endswith(HDF5_EXTENSIONS):

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bmn.defaults import with_defaults
 from bmn.errors import UserError
 from bmn.machine import profiling
 from bmn.machine.processes import Place, join
@@ -282,12 +281,11 @@ def setup(opt):
     """Choose the device, join the other processes, and say so in one line. Returns a :class:`Runtime`.
 
     Args:
-        opt: dict with ``device``, ``DeviceID``, ``is_distributed``, ``world_size`` and ``local_rank``, each optional.
+        opt: complete dict of options; device, DeviceID, is_distributed, world_size and local_rank are read.
 
     Raises:
         UserError: the device is not to be had, or the processes do not come together.
     """
-    opt = with_defaults(opt)
     place = Place(opt)
     kind, why = choose(opt["device"])
     device = card(kind, opt["DeviceID"], place)

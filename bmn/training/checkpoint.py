@@ -16,9 +16,9 @@ from collections import OrderedDict
 
 import torch
 
-from bmn.defaults import DEFAULTS
 from bmn.errors import UserError
 from bmn.files import replacing
+from bmn.options import DEFAULTS, NETWORK_OPTIONS
 from bmn.training import unpickling
 
 LAST = "BMN_checkpoint.pth.tar"
@@ -31,8 +31,6 @@ _OLD_FORMAT = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"      # PyTorch's magic
 _ABANDONED = 600        # seconds after which a temporary file belongs to a run that was killed
 
 _RUN = ("optimizer", "scheduler", "precision", "best_loss", "options", "metrics", "random_states")
-# Options that decide what the network computes; a checkpoint serves only a network that has the same.
-NETWORK_OPTIONS = ("temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio", "feat_dim")
 _OPTION_OF_TENSOR = {"x_1d_b.0.weight": "feat_dim", "x_3d_p.0.weight": "num_sample", "sample_mask": "temporal_scale"}
 
 

@@ -110,10 +110,11 @@ def test_two_processes_give_what_one_gives(on_npu, workshop):
 
 JOINED_BATCH = """
 from bmn.machine import device
+from bmn.options import with_defaults
 import torch
 from models import BMN
 
-with device.setup({"device": "npu", "DeviceID": "0,0"}) as runtime:
+with device.setup(with_defaults({"device": "npu", "DeviceID": "0,0"})) as runtime:
     torch.manual_seed(0)
     network = BMN({"temporal_scale": 8, "feat_dim": 4, "num_sample": 4}).to(runtime.device)
     model = runtime.wrap(network)

@@ -11,6 +11,7 @@ import torch_npu
 from torch import nn
 
 from bmn.machine import amp
+from bmn.options import with_defaults
 from models import BMN
 
 OPTIONS = {"temporal_scale": 12, "feat_dim": 8, "num_sample": 4, "num_sample_perbin": 2}
@@ -18,7 +19,7 @@ OPTIONS = {"temporal_scale": 12, "feat_dim": 8, "num_sample": 4, "num_sample_per
 
 @pytest.fixture(scope="module")
 def runtime():
-    with device.setup({"device": "auto"}) as one:
+    with device.setup(with_defaults({"device": "auto"})) as one:
         yield one
 
 
@@ -32,7 +33,7 @@ def test_it_is_chosen(runtime):
     assert runtime.kind == "npu" and runtime.device == torch.device("npu:0")
     assert device.choose("npu") == ("npu", "") and device.npu_problem() is None
     with pytest.raises(device.UserError, match=r"card 1 .* is not there: 1 npu is visible"):
-        device.setup({"device": "npu", "DeviceID": "1"})
+        device.setup(with_defaults({"device": "npu", "DeviceID": "1"}))
 
 
 def test_what_is_refused():

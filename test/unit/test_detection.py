@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import detection
-from bmn.defaults import with_defaults
 from bmn.errors import UserError
+from bmn.options import with_defaults
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 VIDEO = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}

@@ -7,6 +7,7 @@ import engine
 from bmn.data.loaders import load_batches, rank_blocks
 from bmn.errors import UserError
 from bmn.machine import amp, device
+from bmn.options import with_defaults
 from loss_function import bmn_loss_func, get_mask
 from models import BMN
 
@@ -16,7 +17,7 @@ T = 8
 
 @pytest.fixture(scope="module")
 def runtime():
-    with device.setup({"device": "cpu"}) as one:
+    with device.setup(with_defaults({"device": "cpu"})) as one:
         yield one
 
 

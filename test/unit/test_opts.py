@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from bmn.defaults import DEFAULTS, with_defaults
 from bmn.errors import UserError
-from opts import OPTIONS, parse_opt
+from bmn.options import OPTIONS, with_defaults
+from opts import parse_opt
 
 
 def test_defaults_of_the_ascend_port():
@@ -26,8 +26,20 @@ def test_defaults_of_the_ascend_port():
     json.dumps(opt)                         # opts.json
 
 
-def test_every_default_has_an_option_and_the_reverse():
-    assert sorted(name for group in OPTIONS.values() for name, _, _ in group) == sorted(DEFAULTS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_default_is_a_value_that_the_option_takes(name):
+    """... and the help states it."""
+    default = OPTIONS[name].default
+    if default != "":
+        assert vars(parse_opt(["--%s=%s" % (name, default)] + ["--classification_file=x"]))[name] == default
+
+
+def test_the_help_states_every_default(capsys):
+    with pytest.raises(SystemExit):
+        parse_opt(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for option in OPTIONS.values():
+        assert "%s (default: %s)" % (option.help, "none" if option.default == "" else option.default) in text
 
 
 @pytest.mark.parametrize("argv", [["--opt-level", "O0"], ["--opt_level", "O0"], ["--opt-level=O0"], ["--opt_level=O0"]])
@@ -63,8 +75,8 @@ def test_inference_reads_the_best_of_its_checkpoint_path():
     (["--opt_level", "O3"], "O3"), (["--save_csv", "2"], "0 or 1"),
     (["--seed", "4294967296"], "--seed"), (["--temporal_scale", "1"], "--temporal_scale"),
     (["stray"], "stray"), (["--soft_nms_low_thres", "0.95"], "--soft_nms_high_thres"),
-    (["--mode", "detection"], "--classification_file"), (["--onnx", "nowhere.onnx", "--mode", "inference"], "nowhere"),
-    (["--finetune", "1", "--pth_path", "nowhere"], "nowhere"), (["--finetune", "1", "--resume", "auto"], "--resume")])
+    (["--mode", "detection"], "--classification_file"), (["--onnx", "nowhere.onnx"], "--mode train"),
+    (["--finetune", "1", "--resume", "auto"], "--resume")])
 def test_mistakes_are_told_in_one_sentence(argv, word):
     with pytest.raises(UserError) as error:
         parse_opt(argv)
@@ -74,4 +86,4 @@ def test_mistakes_are_told_in_one_sentence(argv, word):
 def test_dict_of_the_reference_is_completed():
     opt = with_defaults({"mode": "train", "feature_path": "features/", "temporal_scale": 16})
     assert opt["data_path"] == "features/" and opt["temporal_scale"] == 16 and opt["seed"] == 0
-    assert DEFAULTS["data_path"] != "features/"
+    assert with_defaults({})["data_path"] != "features/" and opt["pth_path"] == "./checkpoint/BMN_best.pth.tar"

@@ -8,8 +8,8 @@ import pytest
 from formulas import smooth
 
 import post_processing
-from bmn.defaults import DEFAULTS
 from bmn.errors import UserError
+from bmn.options import DEFAULTS
 from bmn.results import score_tables
 
 VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2990, "annotations": []}

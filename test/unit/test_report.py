@@ -14,8 +14,8 @@ from formulas import smooth
 
 import eval as evaluation
 import report
-from bmn.defaults import with_defaults
 from bmn.errors import UserError
+from bmn.options import with_defaults
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 SCALE = 20

@@ -10,6 +10,7 @@ import small_data
 from bmn.data.feature_files import read_csv
 from bmn.data.features import check_features, open_features, open_source
 from bmn.errors import UserError
+from bmn.options import with_defaults
 
 TABLE = small_data.table("v_a")             # [10, 6]
 
@@ -77,7 +78,7 @@ def test_hdf5_of_either_orientation_and_in_groups(tmp_path):
     with pytest.raises(UserError) as error:
         source.read("v_e")
     says(error, "all.h5: v_e", "inf")
-    opt = {"data_path": str(tmp_path / "all.h5"), "temporal_scale": 10, "feat_dim": 6}
+    opt = with_defaults({"data_path": str(tmp_path / "all.h5"), "temporal_scale": 10, "feat_dim": 6})
     features = open_features(opt, ["v_a", "v_b", "v_c"], log=lambda line: None)
     assert features.place == str(tmp_path / "all.h5.float32.packed")
     np.testing.assert_array_equal(features.read("v_c"), (TABLE.T + 2).astype(np.float32))
@@ -87,7 +88,7 @@ def test_a_file_that_is_no_hdf5(tmp_path):
     pytest.importorskip("h5py")
     (tmp_path / "all.h5").write_text("nothing")
     with pytest.raises(UserError) as error:
-        check_features({"data_path": str(tmp_path / "all.h5")}, ["v_a"])
+        source_of(tmp_path / "all.h5").names()
     says(error, "all.h5", "no readable HDF5 file")
 
 
@@ -152,22 +153,22 @@ def test_missing_features_are_counted_and_named_before_anything_starts(tmp_path)
     with pytest.raises(UserError) as error:
         open_features(opt, names)
     says(error, "20 of 21 videos", "csv_mean_10", "v_00, v_01, v_02, ...", "unzip csv_mean_100.zip", "--skip_missing")
-    assert check_features(dict(opt, skip_missing=1), names) == names[:20]
+    assert check_features(dict(opt, skip_missing=1), names, open_source(opt)) == names[:20]
     with pytest.raises(UserError) as error:
-        check_features(dict(opt, skip_missing=1), names[:20])
+        check_features(dict(opt, skip_missing=1), names[:20], open_source(opt))
     assert "20 of 20" in str(error.value) and "--skip_missing" not in str(error.value)
 
 
 def test_features_of_another_temporal_scale_are_pointed_at(tmp_path):
     opt = small_data.make(tmp_path)
     with pytest.raises(UserError) as error:
-        check_features(dict(opt, temporal_scale=100), ["v_a"])
+        open_features(dict(opt, temporal_scale=100), ["v_a"])
     says(error, "there is csv_mean_10, but --temporal_scale 100 looks for csv_mean_100")
 
 
 def test_a_data_path_that_is_not_there(tmp_path):
     with pytest.raises(UserError) as error:
-        open_features({"data_path": str(tmp_path / "nowhere")}, ["v_a"])
+        open_features(with_defaults({"data_path": str(tmp_path / "nowhere")}), ["v_a"])
     says(error, "--data_path", "nowhere does not exist", "csv_mean_100")
 
 

@@ -11,6 +11,7 @@ from bmn.errors import UserError
 from bmn.machine import device
 from bmn.machine.device import TORCH, card, choose, npu_problem
 from bmn.machine.processes import Place
+from bmn.options import with_defaults
 
 HCCL_MISSING = "libhccl.so: cannot open shared object file: No such file or directory"
 BROKEN = {      # content of torch_npu.py -> what the user must read
@@ -139,7 +140,7 @@ def test_which_card_is_not_there(monkeypatch):
 
 @pytest.fixture
 def runtime():
-    with device.setup({"device": "cpu"}) as one:
+    with device.setup(with_defaults({"device": "cpu"})) as one:
         yield one
 
 

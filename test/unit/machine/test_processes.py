@@ -13,6 +13,7 @@ import torch
 from bmn.errors import UserError, run_as_program
 from bmn.machine import device, processes
 from bmn.machine.processes import Place
+from bmn.options import with_defaults
 
 OPTIONS = {"is_distributed": 0, "world_size": 1, "local_rank": 0}
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -60,7 +61,7 @@ def test_the_others_never_come(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"rank 1 of 2 could not join the others at 127.0.0.1:\d+ \(MASTER_ADDR"):
-        device.setup({"device": "cpu"})
+        device.setup(with_defaults({"device": "cpu"}))
 
 
 # ---- several ------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ class Rank:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_PORT=str(port))
 
         def main():
-            with device.setup(dict({"device": "cpu"}, **opt)) as runtime:
+            with device.setup(with_defaults(dict({"device": "cpu"}, **opt))) as runtime:
                 open(self.path + ".ready", "w").close()
                 task(runtime)
             time.sleep(0.3)                     # a process may have more to do than its part in the run

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bmn.defaults import with_defaults
 from bmn.errors import UserError
+from bmn.options import with_defaults
 from bmn.training import checkpoint
 from models import BMN
 

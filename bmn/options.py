@@ -1,0 +1,133 @@
+"""The one table of options: name, default, type and help of each.
+
+The command line (opts.py) is made from it, and callers that pass a plain dict get their defaults from it. Programs
+written for the reference pass only the reference's keys, and bring an ``opts`` module of their own; so the table lives
+here, and no other module imports opts.
+"""
+import argparse
+import os
+from typing import Any, Callable, NamedTuple, Tuple, Union
+
+
+class Option(NamedTuple):
+    """An option. ``kind`` makes its value from text, or is the tuple of values that there are."""
+    name: str
+    default: Any
+    kind: Union[Callable[[str], Any], Tuple[str, ...]]
+    help: str
+
+
+def _number(convert, holds, wanted):
+    """A kind of option: ``convert`` the text, and insist that the value ``holds``."""
+    def parse(text):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError("%r is not %s" % (text, wanted))
+        return value
+    return parse
+
+
+INDEX = _number(int, lambda v: v >= 0, "a whole number of at least 0")
+COUNT = _number(int, lambda v: v >= 1, "a whole number of at least 1")
+AT_LEAST_2 = _number(int, lambda v: v >= 2, "a whole number of at least 2")
+SEED = _number(int, lambda v: 0 <= v < 2 ** 32, "a whole number from 0 to 4294967295")
+FLAG = _number(int, lambda v: v in (0, 1), "0 or 1")
+WORKERS = _number(int, lambda v: v >= -1, "a whole number of at least 0, or -1 for as many as suit the machine")
+POSITIVE = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
+NOT_NEGATIVE = _number(float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
+FRACTION = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+LOSS_SCALE = _number(float, lambda v: v == -1 or 0 < v < float("inf"), "a number above 0, or -1 for dynamic scaling")
+
+BEST = "BMN_best.pth.tar"       # the file name of a run's best checkpoint
+
+GROUPS = {
+    "what to do": (
+        Option("mode", "train", ("train", "inference", "full", "detection"),
+               "train; inference: proposals of the validation videos and AR@AN; full: both; detection: proposals times "
+               "classes (--classification_file) and mAP"),
+        Option("finetune", 0, FLAG, "1: start from the network in --pth_path"),
+        Option("checkpoint_path", "./checkpoint", str,
+               "folder of BMN_checkpoint.pth.tar, BMN_best.pth.tar, metrics.jsonl and opts.json"),
+        Option("pth_path", "./checkpoint/" + BEST, str,
+               "checkpoint for --finetune 1 and for inference; where it is not given, the best of --checkpoint_path"),
+        Option("resume", "", str,
+               "go on from this checkpoint, or 'auto': the last one of --checkpoint_path where there is one"),
+    ),
+    "optimisation": (
+        Option("training_lr", 0.001, POSITIVE, "learning rate of Adam"),
+        Option("weight_decay", 1e-4, NOT_NEGATIVE, "L2 term of Adam"),
+        Option("train_epochs", 10, COUNT, "number of epochs"),
+        Option("batch_size", 8, COUNT, "videos in a step, over all ranks together"),
+        Option("step_size", 7, COUNT, "epochs between two reductions of the learning rate"),
+        Option("step_gamma", 0.1, POSITIVE, "factor of such a reduction"),
+        Option("seed", 0, SEED, "seed of the weights, of the order of the videos and of the sampling in the loss"),
+    ),
+    "data": (
+        Option("video_info", "data/activitynet_annotations/video_info_new.csv", str,
+               "CSV file that lists the videos and their subset"),
+        Option("video_anno", "data/activitynet_annotations/anet_anno_action.json", str,
+               "JSON file of durations and annotated segments"),
+        Option("data_path", "data/activitynet_feature_cuhk/", str,
+               "folder that holds csv_mean_<T>/<video>.csv (also --data, --feature_path)"),
+        Option("temporal_scale", 100, AT_LEAST_2, "T, positions that a video is rescaled to"),
+        Option("feat_dim", 400, COUNT, "C, numbers of a feature"),
+        Option("num_workers", -1, WORKERS, "processes of each rank that load data; -1: as many as suit the machine"),
+        Option("feature_cache", "auto", str, "auto, off, or a folder: where features are packed once for fast reading"),
+        Option("feature_cache_dtype", "float32", ("float32", "float16"), "precision of the packed features"),
+        Option("skip_missing", 0, FLAG, "go on without the videos whose features are missing"),
+    ),
+    "boundary matching": (
+        Option("num_sample", 32, COUNT, "N, sampled points of a proposal"),
+        Option("num_sample_perbin", 3, COUNT, "K, points averaged into one of them"),
+        Option("prop_boundary_ratio", 0.5, NOT_NEGATIVE,
+               "how far a proposal is widened on either side, as a fraction of its length"),
+    ),
+    "proposals and their evaluation": (
+        Option("post_process_thread", 8, COUNT, "processes of the post-processing"),
+        Option("soft_nms_alpha", 0.4, POSITIVE, "width of the Gaussian decay"),
+        Option("soft_nms_low_thres", 0.5, FRACTION, "IoU above which the shortest proposals suppress others"),
+        Option("soft_nms_high_thres", 0.9, FRACTION, "the same for proposals as long as the video"),
+        Option("result_file", "./output/result_proposal.json", str, "JSON file of the proposals"),
+        Option("save_fig_path", "./output/evaluation_result.jpg", str, "picture of the AR-AN curve"),
+        Option("save_csv", 1, FLAG, "1: also write output/BMN_results/<video>.csv"),
+        Option("ground_truth", "", str,
+               "ground truth in ActivityNet's format; else Evaluation/data/activity_net_1_3_new.json where it exists, "
+               "else derived from --video_info and --video_anno"),
+        Option("classification_file", "", str, "classes of whole videos, for --mode detection"),
+        Option("onnx", "", str, "run inference on this ONNX file instead of a checkpoint"),
+    ),
+    "machine": (
+        Option("device", "auto", ("auto", "npu", "cuda", "cpu"), "auto: the first of npu, cuda and cpu that is there"),
+        Option("DeviceID", "0", str, "card, or cards separated by commas, one for each process of this machine"),
+        Option("is_distributed", 0, FLAG, "1: one of several processes (torchrun needs neither this nor the next two)"),
+        Option("local_rank", 0, INDEX, "number of this process on its machine"),
+        Option("world_size", 1, COUNT, "number of processes"),
+        Option("opt_level", "O1", ("O0", "O1", "O2"), "O0: float32; O1: mixed precision; O2: apex only"),
+        Option("loss_scale", 128.0, LOSS_SCALE, "factor on the loss in float16, -1: dynamic"),
+        Option("profile", "", str, "folder for a trace of a few training steps"),
+    ),
+}
+OPTIONS = {option.name: option for options in GROUPS.values() for option in options}
+DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
+
+# Options that decide what the network computes; a checkpoint serves only a network that has the same.
+NETWORK_OPTIONS = ("temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio", "feat_dim")
+# Other names of the feature folder, in the order in which they are asked; the first that is given serves.
+DATA_PATH_NAMES = ("data_path", "data", "feature_path")
+
+
+def with_defaults(opt: dict) -> dict:
+    """A new dict with every option of the table, and the values of ``opt`` where it has them.
+
+    ``data_path`` is the first of ``data_path``, ``data`` and ``feature_path`` that is given. ``pth_path``, where it is
+    not given, is the best checkpoint of ``checkpoint_path``.
+    """
+    complete = dict(DEFAULTS)
+    complete.update(opt)
+    complete["data_path"] = next((opt[name] for name in DATA_PATH_NAMES if opt.get(name)), complete["data_path"])
+    if not opt.get("pth_path"):
+        complete["pth_path"] = os.path.join(complete["checkpoint_path"], BEST)
+    return complete
