@@ -1,71 +1,93 @@
-"""The loops over batches: one epoch of training, validation, inference.
+"""The loops over batches: one epoch of training, one validation, inference.
 
-They know no device, no process group and no file: ``runtime`` (device.py) moves, waits and sums, ``precision``
-(amp.py) casts and steps. The host waits for the device only where something is logged.
+They know no device, no process group and no file: ``runtime`` (bmn/machine/device.py) moves, waits and sums, and
+``precision`` (bmn/machine/amp.py) casts and steps. The host waits for the device only where something is logged.
 """
 import time
+from typing import Any, Dict, Iterable, Iterator, List
 
 import torch
 
 from bmn.errors import UserError
-from loss_function import bmn_loss_func
+from loss_function import bmn_loss_func, get_mask
 
 WARM_UP = 5             # iterations that are not timed where there are more: kernels are chosen, caches filled
 LOSSES = ("total", "tem", "pem_reg", "pem_cls")
 
 
-def train_one_epoch(model, loader, optimizer, precision, runtime, bm_mask, epoch, log_every, profiler=None):
+class _Timer:
+    """Samples and seconds of iterations, and how many of these seconds the loop waited for data."""
+
+    def __init__(self):
+        self.samples, self.iterations, self.data_time = 0, 0, 0.0
+        self.began = self.waiting_since = time.perf_counter()
+
+    def data_arrived(self):
+        self.data_time += time.perf_counter() - self.waiting_since
+
+    def iteration_done(self, samples):
+        self.samples += samples
+        self.iterations += 1
+        self.waiting_since = time.perf_counter()
+
+    def elapsed(self):
+        return time.perf_counter() - self.began
+
+
+def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, runtime: Any, log_every: int,
+                    profiler: Any = None) -> Dict[str, Any]:
     """Train on every batch of ``loader`` once.
 
     Args:
-        model: the network, or its parallel wrapper.
+        model: the network of ``training``, or its parallel wrapper.
+        training: bmn.training.training.Training.
         loader: yields (features B x C x T, IoU map B x T x T, start B x T, end B x T); has a length.
-        bm_mask: ``get_mask(T)`` on the device.
         log_every: iterations between two lines of progress.
         profiler: has ``step()``, called after each iteration.
 
     Returns:
-        dict: ``losses`` {name: mean over iterations and ranks}, ``iterations``, ``time`` and ``data_time`` (seconds
-        of the timed iterations, and of them spent waiting for data), ``fps`` (samples of all ranks a second).
+        dict: ``losses`` {name: mean over iterations and ranks}, ``iterations``, ``skipped`` (steps whose gradients
+        overflowed), ``time`` and ``data_time`` (seconds of the timed iterations, and of them spent waiting for data),
+        ``fps`` (samples of all ranks a second).
 
     Raises:
         UserError: a loss is not finite.
     """
     model.train()
+    epoch, skipped, iterations = training.epochs_done, training.precision.skipped, len(loader)
+    bm_mask = get_mask(training.network.temporal_scale).to(runtime.device)
     history, checked = [], 0                # losses of each iteration, on the device, and how many were looked at
-    iterations = len(loader)
-    warm_up = WARM_UP if iterations > WARM_UP else 0
-    timed_samples, data_time = 0, 0.0
-    began = waiting_since = time.perf_counter()
+    timer = _Timer()
     for iteration, batch in enumerate(loader):
-        if iteration == warm_up:
+        if iteration == WARM_UP:
             runtime.synchronize()
-            timed_samples, data_time = 0, 0.0
-            began = waiting_since = time.perf_counter() if warm_up else began
-        data_time += time.perf_counter() - waiting_since
-        losses = _loss_of(model, batch, precision, runtime, bm_mask)
-        precision.step(losses[0], optimizer)
+            timer = _Timer()
+        timer.data_arrived()
+        losses = _losses(model, batch, training.precision, runtime, bm_mask)
+        training.precision.step(losses[0], training.optimizer)
         history.append(torch.stack(losses).detach())
-        timed_samples += len(batch[0]) * runtime.world_size
         if profiler is not None:
             profiler.step()
+        timer.iteration_done(len(batch[0]) * runtime.world_size)
         if (iteration + 1) % log_every == 0 or iteration + 1 == iterations:
             recent = _finite_mean(history[checked:], runtime, epoch, checked)      # waits for the device
             checked = len(history)
-            _log_progress(runtime, epoch, iteration, iterations, recent, data_time, time.perf_counter() - began,
-                          iteration + 1 - warm_up)
-        waiting_since = time.perf_counter()
+            if iteration >= WARM_UP or iterations <= WARM_UP:
+                runtime.log(_progress(epoch, iteration + 1, iterations, recent, timer))
+            timer.waiting_since = time.perf_counter()
     runtime.synchronize()
-    elapsed = time.perf_counter() - began
+    elapsed = timer.elapsed()
     mean = runtime.all_reduce_sum(torch.stack(history).sum(0)) / (len(history) * runtime.world_size)
     return {"losses": dict(zip(LOSSES, mean.tolist())), "iterations": iterations, "time": elapsed,
-            "data_time": data_time, "fps": timed_samples / elapsed}
+            "skipped": training.precision.skipped - skipped, "data_time": timer.data_time,
+            "fps": timer.samples / elapsed}
 
 
-def _loss_of(network, batch, precision, runtime, bm_mask, draws=None):
-    """The four losses of one batch; the network's outputs go to float32 first, logarithms want it.
+def _losses(network, batch, precision, runtime, bm_mask, draws=None):
+    """The four losses of one batch. The network's outputs go to float32 first, because of the logarithms.
 
-    The whole map, not ``valid_only``: where PEM-reg takes every cell (see there), the others count in the loss.
+    The network computes the whole map and not ``valid_only``: where PEM-reg takes every cell (see there), those below
+    the diagonal count in the loss.
     """
     features, iou_map, start, end = (value.to(runtime.device, non_blocking=True) for value in batch)
     with precision.autocast():
@@ -89,41 +111,39 @@ def _finite_mean(losses, runtime, epoch, first):
     return dict(zip(LOSSES, rows.mean(0).tolist()))
 
 
-def _log_progress(runtime, epoch, iteration, iterations, losses, data_time, elapsed, timed):
-    if timed <= 0:                          # still warming up: no figure worth printing
-        return
-    step = elapsed / timed
-    runtime.log("epoch %d [%d/%d] loss %.3f (tem %.3f, pem_reg %.4f, pem_cls %.3f)  data %.0f ms  step %.0f ms  "
-                "epoch ends in %s" % (epoch, iteration + 1, iterations, losses["total"], losses["tem"],
-                                      losses["pem_reg"], losses["pem_cls"], 1000 * data_time / timed, 1000 * step,
-                                      _clock(step * (iterations - iteration - 1))))
+def _progress(epoch, done, iterations, losses, timer):
+    """The line of progress after ``done`` iterations."""
+    step = timer.elapsed() / timer.iterations
+    left = step * (iterations - done)
+    return ("epoch %d [%d/%d] loss %.3f (tem %.3f, pem_reg %.4f, pem_cls %.3f)  data %.0f ms  step %.0f ms  "
+            "epoch ends in %d:%02d:%02d"
+            % (epoch, done, iterations, losses["total"], losses["tem"], losses["pem_reg"], losses["pem_cls"],
+               1000 * timer.data_time / timer.iterations, 1000 * step, left // 3600, left // 60 % 60, left % 60))
 
 
-def _clock(seconds):
-    return "%d:%02d:%02d" % (seconds // 3600, seconds // 60 % 60, seconds % 60)
-
-
-def validate(network, loader, blocks, precision, runtime, bm_mask, seed):
+def validate(training: Any, loader: Iterable, blocks: Dict[int, List[int]], runtime: Any, seed: int) -> Dict[str, Any]:
     """Loss over all validation videos, each once: the mean of the blocks, weighted by their videos.
 
     The losses are normalised by batch, so it is computed in fixed blocks whose draws are seeded by (seed, block):
     it does not depend on the number of ranks.
 
     Args:
-        network: the network itself, not its parallel wrapper: ranks may have different numbers of blocks.
+        training: bmn.training.training.Training; its network itself is used and not the parallel wrapper, because
+            ranks may have different numbers of blocks.
         loader: yields the batches of ``blocks``, in order.
         blocks: {number: video indices}, those of this rank.
 
     Returns:
         dict: ``losses`` {name: mean}, ``iterations``: the number of blocks over all ranks.
     """
-    network.eval()
+    network = training.network.eval()
+    bm_mask = get_mask(network.temporal_scale).to(runtime.device)
     generator, rows = torch.Generator(), []
     with torch.no_grad():
         for number, batch in zip(blocks, loader):
             generator.manual_seed(seed * 1000003 + number)
             draws = [torch.rand(batch[1].shape, generator=generator).to(runtime.device) for _ in range(2)]
-            rows.append(torch.stack(_loss_of(network, batch, precision, runtime, bm_mask, draws)))
+            rows.append(torch.stack(_losses(network, batch, training.precision, runtime, bm_mask, draws)))
     rows = torch.stack(rows).cpu().tolist() if rows else []
     mine = [(number, len(videos), row) for (number, videos), row in zip(blocks.items(), rows)]
     everyone = sorted(block for rank in runtime.gather(mine) for block in rank)
@@ -132,7 +152,7 @@ def validate(network, loader, blocks, precision, runtime, bm_mask, seed):
     return {"losses": dict(zip(LOSSES, mean)), "iterations": len(everyone)}
 
 
-def infer(network, loader, precision, runtime):
+def infer(network: Any, loader: Iterable, precision: Any, runtime: Any) -> Iterator[tuple]:
     """Yield (video indices, confidence map B x 2 x T x T, start B x T, end B x T) of each batch, float32 arrays.
 
     ``loader`` yields (indices, features B x C x T).
@@ -141,4 +161,4 @@ def infer(network, loader, precision, runtime):
     for indices, features in loader:
         with torch.no_grad(), precision.autocast():
             outputs = network(features.to(runtime.device, non_blocking=True), valid_only=True)
-        yield (indices.tolist(),) + tuple(output.float().cpu().numpy() for output in outputs)
+        yield (indices.tolist(), *(output.float().cpu().numpy() for output in outputs))

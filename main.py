@@ -7,11 +7,11 @@ detection       python3 main.py --mode detection --classification_file FILE
 """
 from bmn.machine import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
 import contextlib
+import functools
 import json
 import os
 import sys
 
-import torch
 from tqdm import tqdm
 
 import engine
@@ -26,9 +26,10 @@ from bmn.network.onnx_network import OnnxNetwork
 from bmn.results.figures import picture_format
 from bmn.results.score_tables import FOLDER, CsvExport
 from bmn.training import checkpoint
+from bmn.training.training import Training
 from dataset import VideoDataSet, default_workers
+from detection import evaluate_detection
 from eval import evaluation_proposal
-from loss_function import get_mask
 from models import BMN
 from opts import parse_opt
 from report import write_report
@@ -41,19 +42,18 @@ def main():
     opt = vars(parse_opt())
     with device.setup(opt) as runtime:
         if runtime.is_main:         # the machines of a run need not share a disk
-            check_files(opt)
-        precision = amp.Precision(runtime, opt["opt_level"], opt["loss_scale"])
-        runtime.log(precision.describe())
+            check_files(opt, runtime)
+        precision = amp.choose(runtime.kind, opt["opt_level"], opt["loss_scale"])
+        runtime.log("precision: %s (--opt_level %s)" % (precision.description, opt["opt_level"]))
         if opt["mode"] in ("train", "full"):
             train(dict(opt, mode="train"), runtime, precision)
         if opt["mode"] in ("inference", "full"):
             infer(dict(opt, mode="inference"), runtime, precision)
         if opt["mode"] == "detection" and runtime.is_main:
-            import detection
-            detection.evaluate_detection(opt, runtime.log)
+            evaluate_detection(opt, runtime.log)
 
 
-def check_files(opt):
+def check_files(opt, runtime):
     """Find out now, not after ten epochs, that an input does not exist or that an output cannot be written."""
     for name in ("onnx", "classification_file", "ground_truth"):
         if opt[name] and not os.path.isfile(opt[name]):
@@ -65,6 +65,7 @@ def check_files(opt):
         raise UserError("--pth_path %s does not exist: give a checkpoint, or train first" % opt["pth_path"])
     if opt["mode"] in ("train", "full"):
         write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
+        runtime.check_profiler(opt["profile"])
     if opt["mode"] != "train":
         check_writable(opt["result_file"])
         check_writable(opt["save_fig_path"])
@@ -73,67 +74,80 @@ def check_files(opt):
 
 def train(opt, runtime, precision):
     """Train for --train_epochs epochs, validate after each, keep the last and the best checkpoint."""
-    share = runtime.share_of_batch(opt["batch_size"])
-    training, validation = open_datasets(opt, runtime, "train", "validation")
-    batches = TrainingBatches(len(training), share, opt["seed"], runtime.rank, runtime.world_size)
-    blocks = rank_blocks(len(validation), runtime.rank, runtime.world_size)
-    training_loader = load(training, batches, opt, runtime)
-    validation_loader = load(validation, list(blocks.values()), opt, runtime)
-    bm_mask = get_mask(opt["temporal_scale"]).to(runtime.device)
+    batch_size = runtime.local_batch_size(opt["batch_size"])
+    training_videos, validation_videos = open_datasets(opt, runtime, "train", "validation")
+    batches = TrainingBatches(len(training_videos), batch_size, opt["seed"], runtime.rank, runtime.world_size)
+    blocks = rank_blocks(len(validation_videos), runtime.rank, runtime.world_size)
+    training_loader = load(training_videos, batches, opt, runtime)
+    validation_loader = load(validation_videos, list(blocks.values()), opt, runtime)
 
-    network, optimizer, scheduler = build(opt, runtime, precision)
-    model = runtime.wrap(network)
-    metrics, best_loss = resume(opt, runtime, network, optimizer, scheduler, precision)
-    first = len(metrics)
+    training = begin(opt, runtime, precision)
+    model = runtime.wrap(training.network)
+    first = training.epochs_done
     for epoch in range(first, opt["train_epochs"]):
-        batches.epoch = epoch
-        learning_rate, skipped = optimizer.param_groups[0]["lr"], precision.skipped
+        batches.epoch, learning_rate = epoch, training.learning_rate
         runtime.reset_peak_memory()
         with runtime.profiler(opt["profile"] if epoch == first else "") as profiler:
-            trained = engine.train_one_epoch(model, training_loader, optimizer, precision, runtime, bm_mask, epoch,
+            trained = engine.train_one_epoch(model, training, training_loader, runtime,
                                              log_every=10 if sys.stdout.isatty() else 100, profiler=profiler)
-        scheduler.step()
-        validated = engine.validate(network, validation_loader, blocks, precision, runtime, bm_mask, opt["seed"])
+        validated = engine.validate(training, validation_loader, blocks, runtime, opt["seed"])
         log_epoch(runtime, epoch, trained, validated)
-        if precision.skipped > skipped:
-            runtime.log("epoch %d: %d of %d steps were left out, their gradients overflowed (--loss_scale)"
-                        % (epoch, precision.skipped - skipped, trained["iterations"]))
-        metrics.append(dict(
-            {name: trained[name] for name in ("fps", "time", "data_time", "iterations")}, epoch=epoch, lr=learning_rate,
-            train=trained["losses"], validation=validated["losses"], skipped_steps=precision.skipped,
-            peak_memory_mb=runtime.peak_memory_mb(), device=runtime.kind, world_size=runtime.world_size,
-            videos={"training": len(training), "validation": len(validation),
-                    "left_out": training.left_out + validation.left_out}))
-        is_best = validated["losses"]["total"] < best_loss
-        best_loss = min(best_loss, validated["losses"]["total"])
-        state = checkpoint.training_state(network, optimizer, scheduler, precision, epoch + 1, best_loss, opt, metrics,
-                                          runtime.gather(runtime.random_state()))
+        is_best = training.end_epoch({
+            "fps": trained["fps"], "time": trained["time"], "data_time": trained["data_time"],
+            "iterations": trained["iterations"], "epoch": epoch, "lr": learning_rate, "train": trained["losses"],
+            "validation": validated["losses"], "skipped_steps": precision.skipped,
+            "peak_memory_mb": runtime.peak_memory_mb(), "device": runtime.kind, "world_size": runtime.world_size,
+            "videos": {"training": len(training_videos), "validation": len(validation_videos),
+                       "left_out": training_videos.left_out + validation_videos.left_out},
+        }, validated["losses"]["total"])
+        state = dict(training.state_dict(), random_states=runtime.gather(runtime.random_state()))
         if runtime.is_main:
             save(opt["checkpoint_path"], state, is_best)
     runtime.barrier()       # the best checkpoint is on the disk before anybody reads it
 
 
-def build(opt, runtime, precision):
-    """(network, optimizer, scheduler) on the device, with the same weights on every rank."""
+def begin(opt, runtime, precision):
+    """A Training with the same weights on every rank: a new one, or what --resume goes on with."""
     device.seed_everything(opt["seed"])
     network = BMN(opt)
     if opt["finetune"]:
         checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime), network)
-    network.to(runtime.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=opt["training_lr"], weight_decay=opt["weight_decay"])
-    network, optimizer = precision.prepare(network, optimizer)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=opt["step_size"], gamma=opt["step_gamma"])
+    training = Training(network.to(runtime.device), precision, opt)
     device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
-    return network, optimizer, scheduler
+    path = opt["resume"]
+    if path == "auto":
+        path = os.path.join(opt["checkpoint_path"], checkpoint.LAST)
+        if not runtime.broadcast(os.path.exists(path)):
+            runtime.log("--resume auto: there is no %s yet, so this is a new run" % path)
+            path = ""
+    if path:
+        resume(training, path, opt, runtime)
+    return training
+
+
+def resume(training, path, opt, runtime):
+    """Go on with the run in the checkpoint ``path``."""
+    state = read_checkpoint(path, runtime)
+    training.load_state_dict(state)
+    if len(state["random_states"]) == runtime.world_size:
+        runtime.set_random_state(state["random_states"][runtime.rank])
+    else:
+        runtime.log("%s was written by %d processes, and these are %d: from here on, the losses draw other random "
+                    "numbers than in a run that was never stopped"
+                    % (path, len(state["random_states"]), runtime.world_size))
+    runtime.log("resumed from %s: %d of %d epochs are done" % (path, state["epoch"], opt["train_epochs"]))
 
 
 def log_epoch(runtime, epoch, trained, validated):
-    """The three lines that scripts look for: keep them to the letter."""
+    """Log an epoch. Scripts look for the first three lines: keep them to the letter."""
     runtime.log("Epoch: %d,FPS: %.2f,time: %.2f" % (epoch, trained["fps"], trained["time"]))
     for name, result in (("training", trained), ("test", validated)):
         losses = result["losses"]
         runtime.log(LOSS_LINE % (name, epoch, result["iterations"] - 1, losses["tem"], losses["pem_cls"],
                                  losses["pem_reg"], losses["total"]))
+    if trained["skipped"]:
+        runtime.log("epoch %d: %d of %d steps were left out because their gradients overflowed (--loss_scale)"
+                    % (epoch, trained["skipped"], trained["iterations"]))
 
 
 def open_datasets(opt, runtime, *subsets):
@@ -147,29 +161,9 @@ def open_datasets(opt, runtime, *subsets):
 
 
 def load(dataset, batches, opt, runtime):
+    """A DataLoader over ``batches`` of a data set, on as many processes as --num_workers says."""
     workers = opt["num_workers"] if opt["num_workers"] >= 0 else default_workers(runtime, dataset.features)
     return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")
-
-
-def resume(opt, runtime, network, optimizer, scheduler, precision):
-    """Go on from --resume where it is given. Returns (metrics of the epochs done, lowest validation loss so far)."""
-    path = opt["resume"]
-    if path == "auto":
-        path = os.path.join(opt["checkpoint_path"], checkpoint.LAST)
-        if not runtime.broadcast(os.path.exists(path)):
-            runtime.log("--resume auto: no %s yet, starting anew" % path)
-            path = ""
-    if not path:
-        return [], float("inf")
-    state = read_checkpoint(path, runtime)
-    checkpoint.restore_training(state, network, optimizer, scheduler, precision)
-    if len(state["random_states"]) == runtime.world_size:
-        runtime.set_random_state(state["random_states"][runtime.rank])
-    else:
-        runtime.log("%s was written by %d processes, these are %d: the draws that follow are others"
-                    % (path, len(state["random_states"]), runtime.world_size))
-    runtime.log("resumed from %s: %d of %d epochs are done" % (path, state["epoch"], opt["train_epochs"]))
-    return state["metrics"], state["best_loss"]
 
 
 def read_checkpoint(path, runtime):
@@ -178,15 +172,27 @@ def read_checkpoint(path, runtime):
 
 
 def save(folder, state, is_best):
-    """The best checkpoint where this is it, the last one, and one JSON line for each epoch done.
+    """Write the best checkpoint where this is it, then the last one, then a JSON line for each epoch done.
 
-    In this order: a run killed in between repeats the epoch, and the best of its record is on the disk.
+    In this order, because a run that is killed in between repeats the epoch, and the best of its record is on the disk.
     """
     if is_best:
         checkpoint.save(os.path.join(folder, checkpoint.BEST), state)
     checkpoint.save(os.path.join(folder, checkpoint.LAST), state)
     with replacing(os.path.join(folder, "metrics.jsonl")) as path, open(path, "w") as handle:
         handle.writelines(json.dumps(line) + "\n" for line in state["metrics"])
+
+
+def infer(opt, runtime, precision):
+    """Proposals of the validation videos: --result_file, then AR@AN, the figure and the report."""
+    videos, = open_datasets(opt, runtime, "validation")
+    network = OnnxNetwork(opt["onnx"]) if opt["onnx"] else trained_network(opt, runtime, precision)
+    found = propose(videos, network, opt, runtime, precision)
+    if runtime.is_main:
+        results = post_processing.write_result(opt["result_file"], videos.videos, found)
+        maps_of = functools.partial(maps_of_videos, videos, network, runtime, precision)
+        page = write_report(opt, videos.videos, evaluation_proposal(opt, results), maps_of)
+        runtime.log("proposals: %s\nfigure: %s\nreport: %s" % (opt["result_file"], opt["save_fig_path"], page))
 
 
 def trained_network(opt, runtime, precision):
@@ -196,26 +202,8 @@ def trained_network(opt, runtime, precision):
     return precision.prepare(network.to(runtime.device))[0]
 
 
-def infer(opt, runtime, precision):
-    """Proposals of the validation videos: --result_file, then AR@AN, the figure and the report."""
-    validation, = open_datasets(opt, runtime, "validation")
-    network = OnnxNetwork(opt["onnx"]) if opt["onnx"] else trained_network(opt, runtime, precision)
-    found = propose(validation, network, opt, runtime, precision)
-    if not runtime.is_main:
-        return
-
-    def maps_of(names):
-        order = [[validation.video_list.index(name)] for name in names]
-        outputs = engine.infer(network, load_batches(validation, order, 0), precision, runtime)
-        return [[part[0] for part in maps] for _, *maps in outputs]
-
-    results = post_processing.write_result(opt["result_file"], validation.videos, found)
-    page = write_report(opt, validation.videos, evaluation_proposal(opt, results), maps_of)
-    runtime.log("proposals: %s\nfigure: %s\nreport: %s" % (opt["result_file"], opt["save_fig_path"], page))
-
-
 def propose(videos, network, opt, runtime, precision):
-    """{name: proposals} of all videos, on rank 0; the ranks share the work, and --save_csv exports the tables."""
+    """{name: proposals} of all videos, on rank 0. The ranks divide the work, and --save_csv exports the tables."""
     blocks = rank_blocks(len(videos), runtime.rank, runtime.world_size)
     loader = load(videos, list(blocks.values()), opt, runtime)
     helpers = max(1, opt["post_process_thread"] // runtime.world_size)
@@ -230,6 +218,13 @@ def propose(videos, network, opt, runtime, precision):
                 tables.add(names, *maps)
             bar.update(min(len(names) * runtime.world_size, bar.total - bar.n))
     return {name: proposals for rank in runtime.gather(found) for name, proposals in rank.items()}
+
+
+def maps_of_videos(videos, network, runtime, precision, names):
+    """[confidence map [2, T, T], start [T], end [T]] of each of the videos ``names``, computed again."""
+    batches = [[videos.video_list.index(name)] for name in names]
+    outputs = engine.infer(network, load_batches(videos, batches, 0), precision, runtime)
+    return [[part[0] for part in maps] for _, *maps in outputs]
 
 
 if __name__ == "__main__":

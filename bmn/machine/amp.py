@@ -3,8 +3,11 @@
 O0 is float32 throughout. O1 computes convolutions and matrix products in half precision and keeps the weights in
 float32: float16 with a scaled loss on NPU and CUDA, bfloat16, which needs no scaling, on a CPU. O2, half-precision
 weights, exists in apex alone.
+
+:func:`choose` returns one of three classes that are used alike: Plain, Scaled or Apex.
 """
 import contextlib
+from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 
@@ -14,129 +17,126 @@ from bmn.machine.device import TORCH
 APEX_BEFORE = (2, 0)        # the older PyTorch of an NPU comes with Ascend's apex, and is meant to be used with it
 
 
-class Precision:
-    """How to compute a training step. One object serves every device; its parts are chosen when it is made.
+class Plain:
+    """Float32, or bfloat16 on a CPU: the loss is not scaled.
 
-    Attributes:
-        opt_level: "O0", "O1" or "O2", as asked for.
+    Attributes (of all three classes):
+        description: what is done, for the log.
+        autocast: makes the context for the network's forward pass, whose outputs may be half precision.
         skipped: steps left out so far because a gradient overflowed float16.
     """
 
-    def __init__(self, runtime, opt_level, loss_scale):
-        """Choose. ``loss_scale``: a number, or -1 for one that adapts.
+    def __init__(self, description: str, autocast: Callable = contextlib.nullcontext):
+        self.description, self.autocast, self.skipped = description, autocast, 0
 
-        Raises:
-            UserError: this level is not to be had here.
-        """
-        self.opt_level, self.skipped = opt_level, 0
-        self._scale = None if loss_scale == -1 else float(loss_scale)
-        self._kind, self._apex, self._scaler, self._torch_patched = runtime.kind, None, None, False
-        self._autocast, self._how = contextlib.nullcontext, "float32"
-        if opt_level == "O0":
-            _exact_float32(runtime.kind)
-        elif runtime.kind == "cpu":
-            self._choose_on_cpu()
-        else:
-            self._choose_on_card()
-
-    def _choose_on_cpu(self):
-        if self.opt_level == "O2":
-            raise UserError("--opt_level O2 needs apex on an NPU or a CUDA device: give O1 or O0 on a CPU")
-        problem = bfloat16_problem()
-        if problem:
-            self._how = "float32, for O1 would need bfloat16 and %s" % problem
-        else:
-            self._autocast, self._how = _autocast_on_cpu, "bfloat16 autocast"
-
-    def _choose_on_card(self):
-        native = _native(self._kind)
-        wants_apex = self.opt_level == "O2" or native is None or (self._kind == "npu" and TORCH < APEX_BEFORE)
-        apex, problem = find_apex() if wants_apex else (None, None)
-        scaling = "dynamic loss scale" if self._scale is None else "loss scale %g" % self._scale
-        if apex:
-            self._apex, self._how = apex, "apex %s, %s" % (self.opt_level, scaling)
-        elif native and self.opt_level == "O1":
-            self._autocast, scaler = native
-            self._scaler = _make_scaler(scaler, self._kind, self._scale)
-            self._how = "float16 autocast, %s%s" % (scaling, ", for %s" % problem if problem else "")
-        else:
-            raise UserError("--opt_level %s needs %s apex here, but %s: install that, or give --opt_level %s"
-                            % (self.opt_level, "Ascend's" if self._kind == "npu" else "NVIDIA's", problem,
-                               "O1" if native else "O0"))
-
-    def describe(self):
-        """One line for the log."""
-        return "precision: %s (--opt_level %s)" % (self._how, self.opt_level)
-
-    def prepare(self, model, optimizer=None):
-        """Make ready a model, already on its device and not yet wrapped, and its optimizer (None for inference).
+    def prepare(self, network: torch.nn.Module, optimizer: Optional[torch.optim.Optimizer] = None):
+        """Make ready a network, on its device and not yet wrapped, and its optimizer (None for inference).
 
         Returns:
-            (model, optimizer), to be used from now on.
+            (network, optimizer), to be used from now on.
         """
-        # apex O1 works by changing torch itself, for all models: once is enough, twice would cast everything twice.
-        if self._apex is None or (self._torch_patched and optimizer is None):
-            return model, optimizer
-        self._torch_patched = self.opt_level == "O1"
-        how = {"opt_level": self.opt_level, "loss_scale": "dynamic" if self._scale is None else self._scale,
-               "verbosity": 0}
-        if self._kind == "npu":
-            how["combine_grad"] = True              # Ascend's own: unscale all gradients in one piece
-        if optimizer is None:
-            return self._apex.initialize(model, **how), None
-        return self._apex.initialize(model, optimizer, **how)
+        return network, optimizer
 
-    def autocast(self):
-        """The context for the network's forward pass; its outputs may be half precision."""
-        return self._autocast()
+    def step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer):
+        """Compute the gradients of ``loss`` anew, and make a step with them unless they overflowed."""
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def state_dict(self) -> dict:
+        """What resuming needs: numbers and names."""
+        return {"kind": "none", "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict):
+        """Go on from there; the scaling of another class does not fit here and is left out."""
+        self.skipped = int(state["skipped"])
+
+
+class Scaled:
+    """Float16 autocast and GradScaler of PyTorch or torch_npu. Methods and attributes as in :class:`Plain`.
+
+    Args:
+        kind: "npu" or "cuda".
+        autocast, scaler: what :func:`_native` found.
+        scale: factor on the loss; None for one that adapts.
+    """
+
+    def __init__(self, description: str, kind: str, autocast: Callable, scaler: Callable, scale: Optional[float]):
+        self.description, self.autocast, self.skipped = description, autocast, 0
+        self._adapts, self._update = scale is None, ()
+        if scale is None:
+            self.scaler = scaler()
+        elif kind == "npu":
+            self.scaler = scaler(init_scale=scale, dynamic=False)
+        else:       # PyTorch's adapts, unless every update says what the scale is
+            self.scaler, self._update = scaler(init_scale=scale), (scale,)
+
+    def prepare(self, network, optimizer=None):
+        return network, optimizer
 
     def step(self, loss, optimizer):
-        """Gradients of ``loss`` from nothing, and a step with them unless they overflowed."""
         optimizer.zero_grad()
-        if self._apex:
-            with self._apex.scale_loss(loss, optimizer) as scaled:
-                scaled.backward()
-            # apex has looked at the gradients; where they overflow it puts an empty step() in the optimizer's place
-            self.skipped += bool(getattr(getattr(optimizer, "_amp_stash", None), "already_patched", False))
-            optimizer.step()
-        elif self._scaler:
-            self._scaler.scale(loss).backward()
-            counted = _Counted(optimizer)
-            self._scaler.step(counted)
-            self.skipped += counted.steps == 0
-            if self._scale is None or self._kind == "npu":
-                self._scaler.update()
-            else:
-                self._scaler.update(self._scale)        # stays where it is
-        else:
-            loss.backward()
-            optimizer.step()
+        self.scaler.scale(loss).backward()
+        counted = _Counted(optimizer)
+        self.scaler.step(counted)
+        self.skipped += counted.steps == 0
+        self.scaler.update(*self._update)
 
     def state_dict(self):
-        """What resuming needs: numbers and names."""
-        state = {"kind": self._kind_of_scaling(), "skipped": self.skipped}
-        if self._apex:
-            state["apex"] = self._apex.state_dict()
-        elif self._scaler:
-            state["scaler"] = self._scaler.state_dict()
-        return state
+        return {"kind": "scaler", "skipped": self.skipped, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state):
-        """Go on from there; the scaling of another device or level does not fit here and is left out."""
         self.skipped = int(state["skipped"])
-        if state["kind"] != self._kind_of_scaling():
-            return
-        if self._apex:
-            self._apex.load_state_dict(state["apex"])
-        elif self._scaler and self._scale is None:      # a scale that was given is given again
-            self._scaler.load_state_dict(state["scaler"])
+        if state["kind"] == "scaler" and self._adapts:      # a scale that was given is given again
+            self.scaler.load_state_dict(state["scaler"])
 
-    def _kind_of_scaling(self):
-        return "apex" if self._apex else "scaler" if self._scaler else "none"
+
+class Apex:
+    """Ascend's or NVIDIA's apex. Methods and attributes as in :class:`Plain`.
+
+    Args:
+        apex: the module apex.amp.
+        kind, opt_level: "npu" or "cuda", "O1" or "O2".
+        scale: factor on the loss; None for one that adapts.
+    """
+
+    autocast = staticmethod(contextlib.nullcontext)         # apex changes torch itself
+
+    def __init__(self, description: str, apex: Any, kind: str, opt_level: str, scale: Optional[float]):
+        self.description, self.skipped = description, 0
+        self._apex, self._torch_is_patched = apex, False
+        self._how = {"opt_level": opt_level, "loss_scale": "dynamic" if scale is None else scale, "verbosity": 0}
+        if kind == "npu":
+            self._how["combine_grad"] = True        # Ascend's own: unscale all gradients in one piece
+
+    def prepare(self, network, optimizer=None):
+        # O1 changes torch for all models: once is enough, and twice would cast everything twice.
+        if self._torch_is_patched and optimizer is None:
+            return network, None
+        self._torch_is_patched = self._how["opt_level"] == "O1"
+        if optimizer is None:
+            return self._apex.initialize(network, **self._how), None
+        return self._apex.initialize(network, optimizer, **self._how)
+
+    def step(self, loss, optimizer):
+        optimizer.zero_grad()
+        with self._apex.scale_loss(loss, optimizer) as scaled:
+            scaled.backward()
+        # apex has looked at the gradients. Where they overflow it has put an empty step() into the optimizer.
+        self.skipped += bool(getattr(getattr(optimizer, "_amp_stash", None), "already_patched", False))
+        optimizer.step()
+
+    def state_dict(self):
+        return {"kind": "apex", "skipped": self.skipped, "apex": self._apex.state_dict()}
+
+    def load_state_dict(self, state):
+        self.skipped = int(state["skipped"])
+        if state["kind"] == "apex":
+            self._apex.load_state_dict(state["apex"])
 
 
 class _Counted:
-    """An optimizer that tells whether the scaler let it make its step (whose result says nothing)."""
+    """An optimizer that tells whether the scaler let it make its step; the scaler's result does not say it."""
 
     def __init__(self, optimizer):
         self.optimizer, self.steps = optimizer, 0
@@ -147,6 +147,48 @@ class _Counted:
     def step(self, *args, **kwargs):
         self.steps += 1
         return self.optimizer.step(*args, **kwargs)
+
+
+def choose(kind: str, opt_level: str, loss_scale: float) -> Union[Plain, Scaled, Apex]:
+    """The precision for a device.
+
+    Args:
+        kind: "npu", "cuda" or "cpu".
+        opt_level: "O0", "O1" or "O2".
+        loss_scale: a number, or -1 for one that adapts.
+
+    Raises:
+        UserError: this level is not to be had here.
+    """
+    if opt_level == "O0":
+        _exact_float32(kind)
+        return Plain("float32")
+    if kind == "cpu":
+        return _on_cpu(opt_level)
+    return _on_card(kind, opt_level, None if loss_scale == -1 else float(loss_scale))
+
+
+def _on_cpu(opt_level):
+    if opt_level == "O2":
+        raise UserError("--opt_level O2 needs apex on an NPU or a CUDA device: give O1 or O0 on a CPU")
+    problem = bfloat16_problem()
+    if problem:
+        return Plain("float32, because O1 needs bfloat16 on a CPU and %s" % problem)
+    return Plain("bfloat16 autocast", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+
+
+def _on_card(kind, opt_level, scale):
+    native = _native(kind)
+    wants_apex = opt_level == "O2" or native is None or (kind == "npu" and TORCH < APEX_BEFORE)
+    apex, problem = find_apex() if wants_apex else (None, None)
+    scaling = "dynamic loss scale" if scale is None else "loss scale %g" % scale
+    if apex:
+        return Apex("apex %s, %s" % (opt_level, scaling), apex, kind, opt_level, scale)
+    if native and opt_level == "O1":
+        why = ", because %s" % problem if problem else ""
+        return Scaled("float16 autocast, %s%s" % (scaling, why), kind, *native, scale)
+    raise UserError("--opt_level %s needs %s apex here, but %s: install that, or give --opt_level %s"
+                    % (opt_level, "Ascend's" if kind == "npu" else "NVIDIA's", problem, "O1" if native else "O0"))
 
 
 def _native(kind):
@@ -161,17 +203,7 @@ def _native(kind):
     return None
 
 
-def _make_scaler(scaler, kind, scale):
-    if scale is None:
-        return scaler()
-    return scaler(init_scale=scale, dynamic=False) if kind == "npu" else scaler(init_scale=scale)
-
-
-def _autocast_on_cpu():
-    return torch.autocast("cpu", dtype=torch.bfloat16)
-
-
-def bfloat16_problem(cpuinfo="/proc/cpuinfo"):
+def bfloat16_problem(cpuinfo: str = "/proc/cpuinfo") -> Optional[str]:
     """Why bfloat16 would not be worth it on this CPU, as the middle of a sentence; None where it is."""
     if TORCH < (2, 1):
         return "PyTorch %s has no full autocast for CPUs" % torch.__version__
@@ -184,7 +216,7 @@ def bfloat16_problem(cpuinfo="/proc/cpuinfo"):
     return None if words & {"avx512_bf16", "amx_bf16", "bf16"} else "this processor has no such instructions"
 
 
-def find_apex():
+def find_apex() -> Tuple[Any, Optional[str]]:
     """(apex.amp, None), or (None, why not, as the middle of a sentence)."""
     try:
         import apex  # noqa: F401

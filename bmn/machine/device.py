@@ -162,14 +162,14 @@ class Runtime:
         if self.is_main:
             print(text, flush=True)
 
-    def share_of_batch(self, batch_size):
-        """How many of the ``batch_size`` videos of a step fall to this process.
+    def local_batch_size(self, batch_size):
+        """How many of the ``batch_size`` videos of a step this process takes.
 
         Raises:
-            UserError: they cannot be shared evenly.
+            UserError: they cannot be divided evenly.
         """
         if batch_size % self.world_size:
-            raise UserError("--batch_size %d cannot be shared evenly by %d processes: give a multiple of %d"
+            raise UserError("--batch_size %d cannot be divided evenly among %d processes: give a multiple of %d"
                             % (batch_size, self.world_size, self.world_size))
         return batch_size // self.world_size
 
@@ -264,10 +264,15 @@ class Runtime:
         if self._api and self.kind in state:
             self._api.set_rng_state(state[self.kind].cpu(), self.device)
 
-    def profiler(self, folder):
-        """A context whose object wants one ``step()`` per iteration; rank 0 leaves a trace of a few in ``folder``.
+    def check_profiler(self, folder):
+        """Make the folder of a trace, where it is not empty; UserError where it cannot be, or there is no profiler."""
+        if folder:
+            profiling.find(self.kind, folder)
 
-        Without ``folder``, and on the other ranks, it does nothing.
+    def profiler(self, folder):
+        """A context that gives a profiler, which wants one ``step()`` per iteration and leaves a trace in ``folder``.
+
+        It gives None without ``folder`` and on all ranks but 0.
         """
         return profiling.trace(self.kind, folder if self.is_main else "", self.log)
 

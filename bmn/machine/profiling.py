@@ -1,7 +1,8 @@
-"""A trace of a few training steps (--profile), by the profiler that this device and this PyTorch have."""
+"""A trace of a few training steps (--profile), by PyTorch's profiler or that of the device's vendor."""
 import contextlib
 import os
 import sys
+from typing import Any, Callable, Iterator
 
 import torch
 
@@ -10,9 +11,28 @@ from bmn.errors import UserError
 WAIT, WARM_UP, ACTIVE = 1, 1, 3         # iterations: the first is like no other, the second starts the profiler
 
 
+def find(kind: str, folder: str) -> Any:
+    """The profiler module for a device ("npu", "cuda" or "cpu"); makes ``folder``, where the trace goes.
+
+    Raises:
+        UserError: there is no profiler of steps here, or the folder cannot be made.
+    """
+    module = sys.modules.get("torch_" + kind, torch)        # the vendor's own, or PyTorch's
+    profiler = getattr(module, "profiler", None)
+    if not hasattr(profiler, "schedule"):
+        raise UserError("--profile needs PyTorch 1.8.1 or later, on an NPU torch_npu 2.1 or later, and this is PyTorch "
+                        "%s: leave the option out" % torch.__version__)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError("--profile %s cannot be made (%s): give a folder that can be written"
+                        % (folder, error.strerror)) from None
+    return profiler
+
+
 @contextlib.contextmanager
-def trace(kind, folder, log):
-    """A context whose object wants one ``step()`` per iteration. Without ``folder`` it does nothing.
+def trace(kind: str, folder: str, log: Callable[[str], None]) -> Iterator[Any]:
+    """A context that gives a profiler, which wants one ``step()`` per iteration; None where ``folder`` is empty.
 
     Args:
         kind: the device, as torch names it.
@@ -20,58 +40,16 @@ def trace(kind, folder, log):
         log: takes one line at the end.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: as :func:`find`.
     """
     if not folder:
-        yield _NoTrace()
+        yield None
         return
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError("--profile %s cannot be made (%s): give a folder that can be written"
-                        % (folder, error.strerror)) from None
-    profiler = getattr(sys.modules.get("torch_" + kind, torch), "profiler", None)   # the vendor's own, or PyTorch's
-    with _by_schedule(profiler, kind, folder) if hasattr(profiler, "schedule") else _OldTrace(kind, folder) as steps:
+    profiler = find(kind, folder)
+    activities = profiler.ProfilerActivity
+    with profiler.profile(
+            activities=[activities.CPU] + ([] if kind == "cpu" else [getattr(activities, kind.upper())]),
+            schedule=profiler.schedule(wait=WAIT, warmup=WARM_UP, active=ACTIVE, repeat=1),
+            on_trace_ready=profiler.tensorboard_trace_handler(folder)) as steps:
         yield steps
     log("profile: %s" % folder if os.listdir(folder) else "profile: too few iterations for a trace")
-
-
-def _by_schedule(profiler, kind, folder):
-    activities = profiler.ProfilerActivity
-    return profiler.profile(
-        activities=[activities.CPU] + ([] if kind == "cpu" else [getattr(activities, kind.upper())]),
-        schedule=profiler.schedule(wait=WAIT, warmup=WARM_UP, active=ACTIVE, repeat=1),
-        on_trace_ready=profiler.tensorboard_trace_handler(folder))
-
-
-class _NoTrace:
-    def step(self):
-        pass
-
-
-class _OldTrace:
-    """The profiler of PyTorch 1.5 (on an NPU also of 1.8 and 1.11), which knows no steps."""
-
-    def __init__(self, kind, folder):
-        self.how = {} if kind == "cpu" else {"use_" + kind: True}
-        self.path, self.done, self.running = os.path.join(folder, "trace.json"), 0, None
-
-    def __enter__(self):
-        return self
-
-    def step(self):
-        self.done += 1
-        if self.done == WAIT + WARM_UP:
-            self.running = torch.autograd.profiler.profile(**self.how)
-            self.running.__enter__()
-        elif self.done == WAIT + WARM_UP + ACTIVE:
-            self._write()
-
-    def _write(self):
-        self.running.__exit__(None, None, None)
-        self.running.export_chrome_trace(self.path)
-        self.running = None
-
-    def __exit__(self, kind, error, trace):
-        if self.running is not None:
-            self._write()

@@ -30,57 +30,15 @@ _SEAL_SIZE = len(_SEAL) + 64
 _OLD_FORMAT = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"      # PyTorch's magic number, in the first pickle
 _ABANDONED = 600        # seconds after which a temporary file belongs to a run that was killed
 
-_RUN = ("optimizer", "scheduler", "precision", "best_loss", "options", "metrics", "random_states")
 _OPTION_OF_TENSOR = {"x_1d_b.0.weight": "feat_dim", "x_3d_p.0.weight": "num_sample", "sample_mask": "temporal_scale"}
-
-
-def training_state(model, optimizer, scheduler, precision, epoch, best_loss, opt, metrics, random_states):
-    """All that a run needs to go on as if it had never stopped.
-
-    Args:
-        model: the network itself, not its parallel wrapper.
-        epoch: number of epochs done.
-        best_loss: lowest validation loss so far.
-        opt: dict of options.
-        metrics: list of one dict of numbers for each epoch done.
-        random_states: list with one state for each rank.
-    """
-    return {"epoch": epoch, "state_dict": model.state_dict(), "optimizer": _optimizer_state(optimizer),
-            "scheduler": scheduler.state_dict(), "precision": precision.state_dict(), "best_loss": best_loss,
-            "options": dict(opt), "metrics": metrics, "random_states": random_states}
-
-
-def restore_training(state, model, optimizer, scheduler, precision):
-    """Put a state of :func:`training_state`, as :func:`read` returns it, back into its parts.
-
-    Epoch, best loss, metrics and random states stay in ``state`` for the caller.
-
-    Raises:
-        UserError: the checkpoint holds a network but no run, or a run of another kind.
-    """
-    missing = [key for key in _RUN if key not in state]
-    if missing:
-        raise UserError("checkpoint %s holds a network but no state of a run ('%s' is missing): start from it with "
-                        "--finetune 1 --pth_path instead of --resume" % (state["path"], missing[0]))
-    put_network(state, model)
-    group = optimizer.param_groups[0]       # PyTorch would quietly take those of the checkpoint
-    _check_options(state, {"training_lr": group.get("initial_lr", group["lr"]), "weight_decay": group["weight_decay"],
-                           "step_size": scheduler.step_size, "step_gamma": scheduler.gamma})
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        precision.load_state_dict(state["precision"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError("checkpoint %s: the state of its run does not fit this one (%s): resume with the options that "
-                        "it was made with" % (state["path"], _first_line(error))) from error
 
 
 def load_network(path, model):
     """Load the network of any accepted checkpoint into ``model``.
 
     Returns:
-        The rest of the checkpoint, a dict: "epoch" (0 where unknown), "path", and in files of ours what
-        :func:`training_state` lists.
+        The rest of the checkpoint, a dict: "epoch" (0 where unknown), "path", and in files of ours the state of the
+        run.
 
     Raises:
         UserError: as :func:`read`, or the checkpoint is of another network: the tensor and the option are named.
@@ -142,7 +100,7 @@ def read(path):
 
 def put_network(state, model):
     """Load the network of a state that :func:`read` returned into ``model``, cast to its type; or say what differs."""
-    _check_options(state, {name: getattr(model, name) for name in NETWORK_OPTIONS})
+    check_options(state, {name: getattr(model, name) for name in NETWORK_OPTIONS})
     found, wanted = state["state_dict"], model.state_dict()
     for what, names in (("lacks", [name for name in wanted if name not in found]),
                         ("has the unknown", [name for name in found if name not in wanted and name != "sample_mask"])):
@@ -191,8 +149,11 @@ def network_options(state, given):
     return {name: known.get(name, DEFAULTS[name]) for name in NETWORK_OPTIONS}
 
 
-def _check_options(state, wanted):
-    """No shape shows these options: compare ``wanted`` {name: value} with those that the checkpoint was made with."""
+def check_options(state: dict, wanted: dict):
+    """UserError where the checkpoint was made with another value of an option in ``wanted`` {name: value}.
+
+    The shapes of tensors do not show every option.
+    """
     options = state.get("options")
     for name, value in wanted.items():
         if isinstance(options, dict) and options.get(name, value) != value:
@@ -208,14 +169,6 @@ def _is_weight(item):
     name, tensor = item
     return (isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
             and tensor.dtype.is_floating_point)
-
-
-def _optimizer_state(optimizer):
-    """Its state_dict; PyTorch counts steps in a tensor today and in a number once, and reads only the number always."""
-    state = optimizer.state_dict()
-    steps = {key: dict(value, step=int(value["step"])) if "step" in value else value
-             for key, value in state["state"].items()}
-    return dict(state, state=steps)
 
 
 def _plain(value):
@@ -265,7 +218,7 @@ def _verified(path, content):
                 damaged = archive.testzip()
                 names = archive.namelist()
         except Exception as error:
-            raise _damaged(path, _first_line(error)) from None
+            raise _damaged(path, first_line(error)) from None
         if damaged:
             raise _damaged(path, "the checksum of %s differs" % damaged)
         if any(name.endswith("/constants.pkl") for name in names):      # old PyTorch would run it
@@ -285,10 +238,11 @@ def _unpickled(path, content):
         if foreign:
             raise UserError("checkpoint %s holds %s beside tensors and plain values: it is refused, for reading such "
                             "a file could run code" % (path, foreign.group(1))) from None
-        raise _damaged(path, _first_line(error)) from None
+        raise _damaged(path, first_line(error)) from None
 
 
-def _first_line(error):
+def first_line(error: Exception) -> str:
+    """What an error of PyTorch says, short enough for a sentence."""
     text = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:120]
 

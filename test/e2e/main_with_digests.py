@@ -7,17 +7,18 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 import main  # isort: skip
 
 from bmn.errors import run_as_program
-from bmn.training import checkpoint
+from bmn.training.training import Training
 
-_training_state = checkpoint.training_state
+_state_dict = Training.state_dict
 
 
-def _noted(network, *rest):
-    weights = b"".join(weight.detach().cpu().numpy().tobytes() for _, weight in sorted(network.named_parameters()))
+def _noted(training):
+    weights = b"".join(weight.detach().cpu().numpy().tobytes()
+                       for _, weight in sorted(training.network.named_parameters()))
     with open("digests.%s" % os.environ.get("RANK", "0"), "a") as handle:
         handle.write(hashlib.sha256(weights).hexdigest() + "\n")
-    return _training_state(network, *rest)
+    return _state_dict(training)
 
 
-checkpoint.training_state = _noted
+Training.state_dict = _noted
 run_as_program(main.main)

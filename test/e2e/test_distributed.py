@@ -140,7 +140,7 @@ def test_a_batch_that_cannot_be_shared(workshop):
     for rank in ranks:
         _, errors = rank.communicate(timeout=120)
         assert rank.returncode == 1 and "Traceback" not in errors
-        assert "--batch_size 9 cannot be shared evenly by 2 processes" in errors or "ended before" in errors
+        assert "--batch_size 9 cannot be divided evenly among 2 processes" in errors or "ended before" in errors
 
 
 # ---- a rank dies in the middle of an epoch -------------------------------------------------------------------------

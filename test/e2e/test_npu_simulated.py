@@ -84,7 +84,7 @@ def test_mixed_precision_by_torch_npu(workshop):
 
 def test_steps_that_overflow_are_counted(workshop):
     log = run(workshop, "--device", "npu", "--mode", "train", "--train_epochs", "1", "--loss_scale", "1e9")
-    assert "epoch 0: 3 of 3 steps were left out, their gradients overflowed (--loss_scale)\n" in log
+    assert "epoch 0: 3 of 3 steps were left out because their gradients overflowed (--loss_scale)\n" in log
     assert last_line(workshop)["skipped_steps"] == 3
 
 

@@ -138,8 +138,8 @@ def both(runtime, level, on_cpu_level):
     torch.manual_seed(2)
     network, data = BMN(dict(OPTIONS, bm_contraction="dense")), torch.randn(2, 8, 12)
     cpu = device.Runtime("cpu", torch.device("cpu"), runtime)
-    there = step(copy.deepcopy(network).to(runtime.device), data, runtime.device, amp.Precision(runtime, level, 128))
-    return there, step(network, data, cpu.device, amp.Precision(cpu, on_cpu_level, 128))
+    there = step(copy.deepcopy(network).to(runtime.device), data, runtime.device, amp.choose(runtime.kind, level, 128))
+    return there, step(network, data, cpu.device, amp.choose(cpu.kind, on_cpu_level, 128))
 
 
 def test_a_float32_step_is_the_cpus_to_the_bit(runtime):
@@ -159,7 +159,7 @@ def test_a_float16_step_is_close_to_it(runtime):
 
 def test_overflow(runtime):
     for scale, afterwards in ((128, 128), (-1, 2.0 ** 15)):
-        precision = amp.Precision(runtime, "O1", scale)
+        precision = amp.choose(runtime.kind, "O1", scale)
         layer, optimizer = precision.prepare(*_layer(runtime))
         weights = layer.weight.detach().clone()
         precision.step((layer(torch.ones(1, 2, device="npu")) * float("inf")).sum(), optimizer)

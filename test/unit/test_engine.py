@@ -8,10 +8,11 @@ from bmn.data.loaders import load_batches, rank_blocks
 from bmn.errors import UserError
 from bmn.machine import amp, device
 from bmn.options import with_defaults
+from bmn.training.training import Training
 from loss_function import bmn_loss_func, get_mask
 from models import BMN
 
-OPTIONS = {"temporal_scale": 8, "feat_dim": 4, "num_sample": 4}
+OPTIONS = with_defaults({"temporal_scale": 8, "feat_dim": 4, "num_sample": 4})
 T = 8
 
 
@@ -36,25 +37,24 @@ class Videos(torch.utils.data.Dataset):
         return self.items[index]
 
 
-def make(runtime, level="O0"):
+def begin(level="O0"):
     torch.manual_seed(1)
-    network = BMN(OPTIONS)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    return network, optimizer, amp.Precision(runtime, level, 128)
+    return Training(BMN(OPTIONS), amp.choose("cpu", level, 128), dict(OPTIONS, weight_decay=0))
 
 
-def train(runtime, videos, batches, network, optimizer, precision, log_every=100, profiler=None):
+def train(runtime, videos, batches, training, log_every=100, profiler=None):
     torch.manual_seed(2)
-    return engine.train_one_epoch(network, load_batches(videos, batches, 0), optimizer, precision, runtime, get_mask(T),
-                                  0, log_every, profiler)
+    return engine.train_one_epoch(training.network, training, load_batches(videos, batches, 0), runtime, log_every,
+                                  profiler)
 
 
 def test_an_epoch_is_the_plain_loop(runtime):
     videos, batches = Videos(6), [[0, 1], [2, 3], [4, 5]]
-    network, optimizer, precision = make(runtime)
-    result = train(runtime, videos, batches, network, optimizer, precision)
+    training = begin()
+    result = train(runtime, videos, batches, training)
 
-    plain, plain_optimizer, _ = make(runtime)
+    plain = begin().network
+    plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
     torch.manual_seed(2)
     torch.empty((), dtype=torch.int64).random_()            # the DataLoader's own draw
     rows = []
@@ -66,7 +66,7 @@ def test_an_epoch_is_the_plain_loop(runtime):
         plain_optimizer.step()
         rows.append([float(v.detach()) for v in losses])
     np.testing.assert_allclose([result["losses"][name] for name in engine.LOSSES], np.mean(rows, 0), rtol=1e-6)
-    for ours, theirs in zip(network.parameters(), plain.parameters()):
+    for ours, theirs in zip(training.network.parameters(), plain.parameters()):
         assert torch.equal(ours, theirs)
     assert result["iterations"] == 3
 
@@ -75,8 +75,7 @@ def test_an_epoch_is_the_plain_loop(runtime):
 def test_fps_counts_the_timed_iterations(runtime, monkeypatch, iterations, timed):
     clock = iter(np.arange(1000.0))
     monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
-    network, optimizer, precision = make(runtime)
-    result = train(runtime, Videos(2), [[0, 1]] * iterations, network, optimizer, precision)
+    result = train(runtime, Videos(2), [[0, 1]] * iterations, begin())
     assert result["fps"] * result["time"] == pytest.approx(2 * timed)
     assert 0 < result["data_time"] < result["time"]
 
@@ -88,7 +87,7 @@ def test_progress_line_and_profiler(runtime, capsys):
         def step(self):
             self.steps += 1
     counter = Counter()
-    train(runtime, Videos(2), [[0, 1]] * 8, *make(runtime), log_every=2, profiler=counter)
+    train(runtime, Videos(2), [[0, 1]] * 8, begin(), log_every=2, profiler=counter)
     lines = capsys.readouterr().out.splitlines()
     assert counter.steps == 8
     assert [line.split("]")[0] for line in lines] == ["epoch 0 [6/8", "epoch 0 [8/8"]
@@ -99,18 +98,18 @@ def test_progress_line_and_profiler(runtime, capsys):
 def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_parts(runtime):
     videos = Videos(6)
     videos.items[3][0][0, 0] = float("nan")
-    network, optimizer, precision = make(runtime)
     with pytest.raises(UserError, match=r"epoch 0, iteration 1 is not finite \(total nan, tem nan.*pem_cls nan"):
-        train(runtime, videos, [[0, 1], [2, 3], [4, 5]], network, optimizer, precision)
+        train(runtime, videos, [[0, 1], [2, 3], [4, 5]], begin())
 
 
 def test_validation_is_the_mean_of_the_blocks_and_repeats_itself(runtime):
     videos, blocks = Videos(21), rank_blocks(21)
-    network, _, precision = make(runtime)
+    training = begin()
+    network = training.network
 
     def validate(seed):
         loader = load_batches(videos, list(blocks.values()), 0)
-        return engine.validate(network, loader, blocks, precision, runtime, get_mask(T), seed)
+        return engine.validate(training, loader, blocks, runtime, seed)
     before = [p.detach().clone() for p in network.parameters()]
     result = validate(7)
     assert result["iterations"] == 2 and result == validate(7) != validate(8)
@@ -125,7 +124,7 @@ def test_validation_is_the_mean_of_the_blocks_and_repeats_itself(runtime):
 
 
 def test_inference_gives_float32_maps_of_every_video(runtime):
-    network, _, precision = make(runtime, "O1")
+    network, precision = begin().network, amp.choose("cpu", "O1", 128)
     features = [(i, torch.randn(4, T)) for i in range(5)]
     found = {}
     for indices, *maps in engine.infer(network, load_batches(features, [[3, 4], [0], [1, 2]], 0), precision, runtime):

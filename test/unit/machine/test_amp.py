@@ -11,10 +11,6 @@ from bmn.errors import UserError
 from bmn.machine import amp
 from bmn.machine.device import TORCH
 
-CPU = types.SimpleNamespace(kind="cpu")
-NPU = types.SimpleNamespace(kind="npu")
-CUDA = types.SimpleNamespace(kind="cuda")
-
 
 def network():
     torch.manual_seed(0)
@@ -42,15 +38,15 @@ def plain(factors=(1.0, 2.0)):
 
 
 def test_o0_is_plain_float32():
-    precision = amp.Precision(CPU, "O0", 128)
+    precision = amp.choose("cpu", "O0", 128)
     assert torch.equal(train(precision), plain())
-    assert precision.describe() == "precision: float32 (--opt_level O0)" and precision.skipped == 0
+    assert precision.description == "float32" and precision.skipped == 0
 
 
 def test_o1_on_a_cpu_with_bfloat16(monkeypatch):
     monkeypatch.setattr(amp, "bfloat16_problem", lambda: None)
-    precision = amp.Precision(CPU, "O1", 128)
-    assert precision.describe() == "precision: bfloat16 autocast (--opt_level O1)"
+    precision = amp.choose("cpu", "O1", 128)
+    assert precision.description == "bfloat16 autocast"
     if TORCH < (2, 1):
         return          # it was chosen all the same; there is no such autocast to run
     with precision.autocast():
@@ -60,9 +56,9 @@ def test_o1_on_a_cpu_with_bfloat16(monkeypatch):
 
 def test_o1_on_a_cpu_without(monkeypatch):
     monkeypatch.setattr(amp, "bfloat16_problem", lambda: "this processor has no such instructions")
-    precision = amp.Precision(CPU, "O1", 128)
-    assert precision.describe() == ("precision: float32, for O1 would need bfloat16 and this processor has no such "
-                                    "instructions (--opt_level O1)")
+    precision = amp.choose("cpu", "O1", 128)
+    assert precision.description == ("float32, because O1 needs bfloat16 on a CPU and this processor has no such "
+                                     "instructions")
     assert torch.equal(train(precision), plain())
 
 
@@ -83,7 +79,7 @@ def test_old_pytorch_has_no_bfloat16(monkeypatch):
 
 def test_o2_is_not_for_cpus():
     with pytest.raises(UserError, match="--opt_level O2 needs apex on an NPU or a CUDA device: give O1 or O0"):
-        amp.Precision(CPU, "O2", 128)
+        amp.choose("cpu", "O2", 128)
 
 
 # ---- apex ----------------------------------------------------------------------------------------------------------
@@ -106,32 +102,32 @@ def forget(monkeypatch, *names):
 
 
 def test_apex_is_called_as_designed(apex):
-    precision = amp.Precision(NPU, "O1", 128)
-    assert precision.describe() == "precision: apex O1, loss scale 128 (--opt_level O1)"
+    precision = amp.choose("npu", "O1", 128)
+    assert precision.description == "apex O1, loss scale 128"
     assert torch.allclose(train(precision), plain(), rtol=1e-6)
     assert apex.calls == [("initialize", "O1", 128.0, True)] + 2 * [("scale_loss", 128.0), ("gradients", False)]
     assert precision.skipped == 0
 
 
 def test_apex_leaves_a_step_out(apex):
-    precision = amp.Precision(NPU, "O1", -1)
+    precision = amp.choose("npu", "O1", -1)
     weights = train(precision, factors=(1.0, float("inf"), float("inf"), 2.0))
     assert torch.allclose(weights, plain(), rtol=1e-6) and precision.skipped == 2
     assert apex.calls[0] == ("initialize", "O1", "dynamic", True)
     state = precision.state_dict()
     assert state["skipped"] == 2 and state["apex"]["loss_scaler0"]["loss_scale"] == 2.0 ** 14
-    again = amp.Precision(NPU, "O1", -1)
+    again = amp.choose("npu", "O1", -1)
     again.load_state_dict(state)
     assert again.skipped == 2 and apex.calls[-1] == ("load_state_dict", state["apex"])
 
 
 def test_apex_for_inference(apex):
-    precision = amp.Precision(NPU, "O1", 128)
+    precision = amp.choose("npu", "O1", 128)
     model, optimizer = precision.prepare(network()[0])
     assert optimizer is None and isinstance(model, torch.nn.Linear)
     precision.prepare(network()[0])
     assert len(apex.calls) == 1, "O1 changes torch itself: once is enough"
-    precision = amp.Precision(CUDA, "O2", 128)
+    precision = amp.choose("cuda", "O2", 128)
     precision.prepare(*network())
     precision.prepare(network()[0])
     # O2 changes each model; NVIDIA's apex has no combine_grad
@@ -147,7 +143,7 @@ def test_apex_of_pypi_is_another_program(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "npu", types.SimpleNamespace(), raising=False)
     with pytest.raises(UserError, match=r"--opt_level O1 needs Ascend's apex here, but the installed package 'apex' is "
                                         r"another program of that name .* give --opt_level O0"):
-        amp.Precision(NPU, "O1", 128)
+        amp.choose("npu", "O1", 128)
     (tmp_path / "apex" / "__init__.py").write_text("raise AttributeError('built for another torch')")
     forget(monkeypatch, "apex")
     assert amp.find_apex() == (None, "apex cannot be imported (built for another torch)")
@@ -157,10 +153,10 @@ def test_no_apex(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
     monkeypatch.setattr(amp, "TORCH", (1, 5))
     with pytest.raises(UserError, match="--opt_level O1 needs NVIDIA's apex here, but apex is not installed"):
-        amp.Precision(CUDA, "O1", 128)
+        amp.choose("cuda", "O1", 128)
     monkeypatch.setattr(amp, "_native", lambda kind: ("autocast", "scaler"))
     with pytest.raises(UserError, match=r"--opt_level O2 needs NVIDIA's apex .* or give --opt_level O1"):
-        amp.Precision(CUDA, "O2", 128)
+        amp.choose("cuda", "O2", 128)
 
 
 def test_the_cards_own_autocast_where_old_pytorch_lacks_apex(monkeypatch):
@@ -171,11 +167,10 @@ def test_the_cards_own_autocast_where_old_pytorch_lacks_apex(monkeypatch):
     monkeypatch.setattr(torch, "npu", types.SimpleNamespace(amp=module), raising=False)
     monkeypatch.setitem(sys.modules, "apex", None)
     monkeypatch.setattr(amp, "TORCH", (1, 8))
-    precision = amp.Precision(NPU, "O1", 128)
+    precision = amp.choose("npu", "O1", 128)
     precision.autocast()
-    assert made == [True] and precision._scaler == scaler(init_scale=128.0, dynamic=False)
-    assert precision.describe() == ("precision: float16 autocast, loss scale 128, for apex is not installed "
-                                    "(--opt_level O1)")
+    assert made == [True] and precision.scaler == scaler(init_scale=128.0, dynamic=False)
+    assert precision.description == "float16 autocast, loss scale 128, because apex is not installed"
 
 
 # ---- PyTorch's scaler, which runs on a CPU too ---------------------------------------------------------------------
@@ -189,27 +184,27 @@ def scaler_on_cpu(monkeypatch):
 
 
 def test_a_static_scale_stays(scaler_on_cpu):
-    precision = amp.Precision(CUDA, "O1", 128)
-    assert precision.describe() == "precision: float16 autocast, loss scale 128 (--opt_level O1)"
+    precision = amp.choose("cuda", "O1", 128)
+    assert precision.description == "float16 autocast, loss scale 128"
     weights = train(precision, factors=(1.0, float("inf"), 2.0))
     assert torch.allclose(weights, plain(), rtol=1e-6)
-    assert precision.skipped == 1 and precision._scaler.get_scale() == 128
+    assert precision.skipped == 1 and precision.scaler.get_scale() == 128
 
 
 def test_a_dynamic_scale_gives_way(scaler_on_cpu):
-    precision = amp.Precision(CUDA, "O1", -1)
-    assert "dynamic loss scale" in precision.describe()
+    precision = amp.choose("cuda", "O1", -1)
+    assert "dynamic loss scale" in precision.description
     train(precision, factors=(1.0, float("nan"), 2.0))
-    assert precision.skipped == 1 and precision._scaler.get_scale() == 2.0 ** 15
+    assert precision.skipped == 1 and precision.scaler.get_scale() == 2.0 ** 15
     state = precision.state_dict()
-    again = amp.Precision(CUDA, "O1", -1)
+    again = amp.choose("cuda", "O1", -1)
     again.load_state_dict(state)
-    assert again.skipped == 1 and again._scaler.state_dict()["scale"] == 2.0 ** 15
-    given = amp.Precision(CUDA, "O1", 128)
+    assert again.skipped == 1 and again.scaler.state_dict()["scale"] == 2.0 ** 15
+    given = amp.choose("cuda", "O1", 128)
     given.load_state_dict(state)
-    assert given._scaler.get_scale() == 128, "--loss_scale is what the user says now"
+    assert given.scaler.get_scale() == 128, "--loss_scale is what the user says now"
     again.load_state_dict({"kind": "apex", "apex": {}, "skipped": 4})
-    assert again.skipped == 4 and again._scaler.state_dict()["scale"] == 2.0 ** 15, "apex's scaling does not fit here"
-    elsewhere = amp.Precision(CPU, "O0", 128)
+    assert again.skipped == 4 and again.scaler.state_dict()["scale"] == 2.0 ** 15, "apex's scaling does not fit here"
+    elsewhere = amp.choose("cpu", "O0", 128)
     elsewhere.load_state_dict(state)
     assert elsewhere.skipped == 1

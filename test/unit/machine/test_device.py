@@ -153,7 +153,7 @@ def test_one_process_is_its_own_company(runtime, capsys):
     runtime.synchronize()
     runtime.log("once")
     assert capsys.readouterr().out.endswith("once\n")
-    assert runtime.share_of_batch(7) == 7
+    assert runtime.local_batch_size(7) == 7
     model = torch.nn.Linear(2, 2)
     assert runtime.wrap(model) is model
 
@@ -177,8 +177,8 @@ def test_random_state_comes_back(runtime, tmp_path):
     assert torch.equal(torch.rand(3), drawn)
 
 
-def test_a_batch_that_cannot_be_shared():
+def test_a_batch_that_cannot_be_divided():
     three = device.Runtime("cpu", torch.device("cpu"), Place({"is_distributed": 1, "world_size": 3, "local_rank": 1}))
-    assert three.share_of_batch(12) == 4
-    with pytest.raises(UserError, match="--batch_size 16 cannot be shared evenly by 3 processes: give a multiple of 3"):
-        three.share_of_batch(16)
+    assert three.local_batch_size(12) == 4
+    with pytest.raises(UserError, match=r"--batch_size 16 cannot be divided evenly among 3 .* a multiple of 3"):
+        three.local_batch_size(16)

@@ -1,0 +1,88 @@
+"""A training and its state: what is saved goes on to the last digit, and what does not fit is refused."""
+import pytest
+import torch
+
+from bmn.errors import UserError
+from bmn.machine import amp
+from bmn.options import with_defaults
+from bmn.training import checkpoint
+from bmn.training.training import Training
+from models import BMN
+
+SMALL = {"temporal_scale": 8, "num_sample": 4, "num_sample_perbin": 3, "prop_boundary_ratio": 0.5, "feat_dim": 8}
+OPTIONS = with_defaults(dict(SMALL, step_size=2))
+
+
+def new_run(**options):
+    torch.manual_seed(3)
+    return Training(BMN(dict(SMALL, **options)), amp.Plain("float32"), dict(OPTIONS, **options))
+
+
+def train(training, epochs):
+    """An epoch is one step here. Returns the losses."""
+    losses = []
+    for epoch in range(epochs):
+        loss = sum((output - torch.rand(output.shape)).pow(2).sum()
+                   for output in training.network(torch.rand(2, 8, 8)))
+        training.precision.step(loss, training.optimizer)
+        training.end_epoch({"epoch": epoch, "fps": 1.5}, 0.25 + epoch)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A checkpoint after three steps, and the losses that followed in the run that wrote it."""
+    training = new_run()
+    train(training, 3)
+    path = str(tmp_path_factory.mktemp("written") / checkpoint.LAST)
+    checkpoint.save(path, dict(training.state_dict(), random_states=[{"cpu": torch.get_rng_state()}]))
+    return path, train(training, 3)
+
+
+def refusal(action, *arguments):
+    """The one sentence with which it is refused."""
+    with pytest.raises(UserError) as caught:
+        action(*arguments)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 400
+    return sentence
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_digit(written):
+    path, expected = written
+    training, state = new_run(), checkpoint.read(path)
+    training.load_state_dict(state)
+    torch.set_rng_state(state["random_states"][0]["cpu"])
+    assert (state["epoch"], training.epochs_done, training.best_loss) == (3, 3, 0.25)
+    assert training.metrics[0] == {"epoch": 0, "fps": 1.5} and state["options"] == OPTIONS
+    assert train(training, 3) == expected
+
+
+def test_steps_are_numbers_for_old_pytorch(written):
+    steps = {type(value["step"]) for value in checkpoint.read(written[0])["optimizer"]["state"].values()}
+    assert steps == {int}
+
+
+def test_a_network_alone_does_not_resume(tmp_path):
+    torch.save({"epoch": 1, "state_dict": BMN(SMALL).state_dict()}, str(tmp_path / "network.pth"))
+    assert "--finetune 1" in refusal(new_run().load_state_dict, checkpoint.read(str(tmp_path / "network.pth")))
+
+
+@pytest.mark.parametrize("option,value,was", [
+    ("training_lr", 0.01, 0.001), ("weight_decay", 0.0, 0.0001), ("step_size", 3, 2), ("step_gamma", 0.5, 0.1)])
+def test_a_run_does_not_change_its_optimisation_unnoticed(written, option, value, was):
+    sentence = refusal(new_run(**{option: value}).load_state_dict, checkpoint.read(written[0]))
+    assert "--%s %s, and this is %s" % (option, was, value) in sentence
+
+
+def test_a_state_of_another_kind_of_run_is_refused(written):
+    state = checkpoint.read(written[0])
+    state["optimizer"]["param_groups"] = []
+    assert "does not fit" in refusal(new_run().load_state_dict, state)
+
+
+def test_the_best_epoch_has_the_lowest_loss():
+    training = new_run()
+    assert [training.end_epoch({}, loss) for loss in (0.5, 0.7, 0.4, 0.4)] == [True, False, True, False]
+    assert training.best_loss == 0.4 and training.epochs_done == 4
