@@ -4,8 +4,8 @@ import torch
 
 from bmn.data import segments
 from bmn.data.annotations import read_videos
-from bmn.data.feature_cache import PackedFeatures
 from bmn.data.features import open_source
+from bmn.data.packed_features import PackedFeatures
 from bmn.options import with_defaults
 from bmn.parallel import processors
 

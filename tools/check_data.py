@@ -72,7 +72,7 @@ def check_features(opt, names):
     source = open_source(opt)
     missing = [name for name in names if name not in source]
     there = [name for name in names if name in source]
-    print("%s: features of %d of %d videos" % (source.place, len(there), len(names)))
+    print("%s: features of %d of %d videos" % (source.path, len(there), len(names)))
 
     def work(name):
         source.read(name)
@@ -80,7 +80,7 @@ def check_features(opt, names):
     outcomes = tqdm(parallel.outcomes(work, there), "reading features", len(there), unit="video", disable=None,
                     leave=False)
     problems = sorted(str(outcome) for outcome in outcomes if isinstance(outcome, UserError))
-    problems += ["video %s has no features in %s" % (name, source.place) for name in missing]
+    problems += ["video %s has no features in %s" % (name, source.path) for name in missing]
     for problem in problems:
         print("  " + problem)
     if missing:

@@ -128,7 +128,7 @@ def read_features(source, name, video, opt):
     scale = opt["temporal_scale"]
     if scale == (rows if rows_are_time or columns == opt["feat_dim"] else columns):
         return source.read(name)
-    raw = as_snippets(table, rows_are_time, opt["feat_dim"], "features of %s in %s" % (name, source.place))
+    raw = as_snippets(table, rows_are_time, opt["feat_dim"], "features of %s in %s" % (name, source.path))
     rescaled = rescale_snippets(raw, len(raw) * SNIPPET, video["duration_second"], scale, SNIPPET)
     return np.ascontiguousarray(rescaled.T, np.float32)
 

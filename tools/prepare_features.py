@@ -104,7 +104,7 @@ def as_snippets(table, rows_are_time, feat_dim, where, origin="--feat_dim is"):
 
 def read_raw(source, name, feat_dim, origin):
     """[snippets, C] of a video; ``feat_dim``, ``origin`` and UserError as :func:`as_snippets`."""
-    return as_snippets(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.place), origin)
+    return as_snippets(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.path), origin)
 
 
 def write_features(path, features):
@@ -141,7 +141,7 @@ def prepare(source, args):
     names = sorted(source.names())
     if not names:
         raise UserError("--input %s holds no features: files <video>.csv, .npy or .npz are looked for in a folder, and "
-                        "a data set for each video in an HDF5 file" % source.place)
+                        "a data set for each video in an HDF5 file" % source.path)
     videos = read_durations(args.video_anno, names) if args.video_anno else {}
     feat_dim, origin = args.feat_dim, "--feat_dim is"
     if not feat_dim:

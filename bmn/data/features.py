@@ -2,8 +2,9 @@
 import glob
 import os
 
-from bmn.data import feature_cache
+from bmn.data.feature_cache import open_cache
 from bmn.data.feature_files import EXTENSIONS, few, fitted, numbers, read_array, read_csv
+from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
 
 HDF5_EXTENSIONS = (".h5", ".hdf5")
@@ -48,10 +49,10 @@ def open_features(opt, names, runtime=None, log=print):
 
 
 def _cached(opt, source, names, missing, log):
-    if opt["feature_cache"] == "off" or isinstance(source, feature_cache.PackedFeatures):
+    if opt["feature_cache"] == "off" or isinstance(source, PackedFeatures):
         return source
     missing = set(missing)
-    return feature_cache.open_cache(opt, source, [name for name in names if name not in missing], log)
+    return open_cache(opt, source, [name for name in names if name not in missing], log)
 
 
 def _agreed(runtime, problem, missing):
@@ -75,7 +76,7 @@ def check_features(opt, names, source):
     if missing and (not opt["skip_missing"] or len(missing) == len(names)):
         raise UserError("%d of %d videos have no features in %s (%s)%s: put them there, unpack the published archive "
                         "again (%s)%s"
-                        % (len(missing), len(names), source.place, few(missing), _another_scale(opt), UNPACK,
+                        % (len(missing), len(names), source.path, few(missing), _another_scale(opt), UNPACK,
                            ", or go on without them with --skip_missing" if len(missing) < len(names) else ""))
     return missing
 
@@ -99,7 +100,7 @@ def open_source(opt):
     if os.path.isfile(path):
         if path.endswith(HDF5_EXTENSIONS):
             return Hdf5Features(path, scale, dim)
-        return feature_cache.PackedFeatures(path, scale, dim)
+        return PackedFeatures(path, scale, dim)
     if not os.path.isdir(path):
         raise UserError("--data_path %s does not exist: give the folder that holds csv_mean_%d, or an HDF5 or packed "
                         "feature file" % (path, scale))
@@ -108,26 +109,26 @@ def open_source(opt):
 
 
 class FolderFeatures:
-    """A folder with one file for each video: <video>.csv, .npy or .npz. ``place`` is the folder.
+    """A folder with one file for each video: <video>.csv, .npy or .npz. ``path`` is the folder.
 
     Args:
         files: {video: file name}; None is all that are there.
     """
 
-    def __init__(self, place, temporal_scale, feat_dim, files=None):
-        self.place, self.temporal_scale, self.feat_dim = place, temporal_scale, feat_dim
+    def __init__(self, path, temporal_scale, feat_dim, files=None):
+        self.path, self.temporal_scale, self.feat_dim = path, temporal_scale, feat_dim
         self._files = files
 
     def names(self):
         """{video: file name}; the folder is listed once."""
         if self._files is None:
             try:
-                with os.scandir(self.place) as entries:
+                with os.scandir(self.path) as entries:
                     files = [os.path.splitext(entry.name) for entry in entries if entry.name.endswith(EXTENSIONS)
                              and not entry.name.startswith(".") and not entry.is_dir()]     # macOS leaves ._v_a.csv
             except OSError as error:
                 raise UserError("feature folder %s cannot be read (%s): check the path and its permissions"
-                                % (self.place, error.strerror)) from None
+                                % (self.path, error.strerror)) from None
             files.sort(key=lambda file: EXTENSIONS.index(file[1]), reverse=True)    # the preferred one comes last
             self._files = {name: name + extension for name, extension in files}
         return self._files
@@ -150,15 +151,15 @@ class FolderFeatures:
 
     def _path(self, name):
         if name not in self.names():
-            raise UserError("video %s has no features in %s: put %s.csv there" % (name, self.place, name))
-        return os.path.join(self.place, self.names()[name])
+            raise UserError("video %s has no features in %s: put %s.csv there" % (name, self.path, name))
+        return os.path.join(self.path, self.names()[name])
 
 
 class Hdf5Features:
-    """An HDF5 file with a data set for each video, or a group that holds just one. ``place`` is the file."""
+    """An HDF5 file with a data set for each video, or a group that holds just one. ``path`` is the file."""
 
-    def __init__(self, place, temporal_scale, feat_dim):
-        self.place, self.temporal_scale, self.feat_dim = place, temporal_scale, feat_dim
+    def __init__(self, path, temporal_scale, feat_dim):
+        self.path, self.temporal_scale, self.feat_dim = path, temporal_scale, feat_dim
         self._file = self._owner = self._names = None
 
     def __getstate__(self):
@@ -175,11 +176,11 @@ class Hdf5Features:
 
     def stamp(self, name):
         """[size, time of change in ns] of the whole file."""
-        return _stamp(self.place)
+        return _stamp(self.path)
 
     def table(self, name):
         """The numbers of a video as the file has them: (float [rows, columns], False: either may be time)."""
-        where = "%s: %s" % (self.place, name)
+        where = "%s: %s" % (self.path, name)
         try:
             found = self._open()[name]
             if hasattr(found, "keys"):
@@ -194,19 +195,19 @@ class Hdf5Features:
 
     def read(self, name):
         """float32 [C, T] of a video; UserError where it cannot be used."""
-        return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "%s: %s" % (self.place, name))
+        return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "%s: %s" % (self.path, name))
 
     def _open(self):
         if self._owner != os.getpid():      # an HDF5 handle does not survive a fork
             try:
                 import h5py
             except ImportError:
-                raise UserError("feature file %s is an HDF5 file: install h5py to read it" % self.place) from None
+                raise UserError("feature file %s is an HDF5 file: install h5py to read it" % self.path) from None
             try:
-                self._file, self._owner = h5py.File(self.place, "r"), os.getpid()
+                self._file, self._owner = h5py.File(self.path, "r"), os.getpid()
             except OSError as error:
                 raise UserError("feature file %s is no readable HDF5 file (%s): write it again"
-                                % (self.place, error)) from None
+                                % (self.path, error)) from None
         return self._file
 
 

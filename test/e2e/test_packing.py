@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import small_data
 
+from bmn.data.packed_features import PackedFeatures, header_of
+
 COUNT, T, C = 240, 20, 400
 NAMES = ["v_%03d" % number for number in range(COUNT)]
 OPEN = """
@@ -20,7 +22,7 @@ sys.path.insert(0, sys.argv[1])
 from bmn.errors import run_as_program
 from bmn.data.features import open_features
 opt = json.loads(sys.argv[2])
-run_as_program(lambda: print("AT", open_features(opt, ["v_%%03d" %% number for number in range(%d)]).place))
+run_as_program(lambda: print("AT", open_features(opt, ["v_%%03d" %% number for number in range(%d)]).path))
 """ % COUNT
 SLOWLY = """
 import time
@@ -53,16 +55,15 @@ def finished(process):
 
 
 def packed_path(opt):
-    return os.path.join(opt["data_path"], "csv_mean_%d.float32.packed" % T)
+    return os.path.join(opt["data_path"], "csv_mean_%d.float32.safetensors" % T)
 
 
 def temporaries(opt):
     return [name for name in os.listdir(opt["data_path"]) if name.endswith(".tmp")]
 
 
-def assert_packed_right(opt, place=None):
-    from bmn.data.feature_cache import PackedFeatures
-    packed = PackedFeatures(place or packed_path(opt), T, C)
+def assert_packed_right(opt, path=None):
+    packed = PackedFeatures(path or packed_path(opt), T, C)
     for name in NAMES:
         np.testing.assert_array_equal(packed.read(name), small_data.table(name, T, C).T.astype(np.float32))
 
@@ -147,24 +148,23 @@ def test_a_data_folder_that_may_only_be_read(root, opt, tmp_path):
     finally:
         os.chmod(opt["data_path"], 0o755)
     assert "Permission denied, trying %s" % (tmp_path / "output") in out
-    place = out.split("AT ")[1].strip()
-    assert place.startswith(str(tmp_path / "output" / "feature_cache"))
-    assert_packed_right(opt, place)
+    path = out.split("AT ")[1].strip()
+    assert path.startswith(str(tmp_path / "output" / "feature_cache"))
+    assert_packed_right(opt, path)
 
 
 def test_memory_stays_flat(root, tmp_path):
     """A packed file of 400 MB is read four times over; no more than a window of it ever counts as memory."""
     if not os.path.exists("/proc/self/status"):
         pytest.skip("reads /proc/self/status")
-    names = {"v_%04d" % number: [0, 0] for number in range(2500)}
-    header = {"temporal_scale": 100, "feat_dim": 400, "dtype": "float32", "videos": names}
-    with open(str(tmp_path / "big.packed"), "wb") as handle:
-        handle.write(b"BMN packed features, version 1\n" + json.dumps(header).encode() + b"\n")
-        handle.truncate(-(-handle.tell() // 4096) * 4096 + 2500 * 160000)       # zeros that take no room
+    sources = {"v_%04d" % number: [0, 0] for number in range(2500)}
+    with open(str(tmp_path / "big.safetensors"), "wb") as handle:
+        handle.write(header_of(sources, 100, 400, "float32"))
+        handle.truncate(handle.tell() + 2500 * 160000)          # zeros that take no room
     script = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from bmn.data.feature_cache import PackedFeatures
+from bmn.data.packed_features import PackedFeatures
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1024
@@ -178,6 +178,6 @@ for epoch in range(4):
             sizes.append(resident())
 print(max(sizes) - sizes[0], max(sizes[20:]) - max(sizes[:20]))
 """
-    out = subprocess.check_output([sys.executable, "-c", script, root, str(tmp_path / "big.packed")])
+    out = subprocess.check_output([sys.executable, "-c", script, root, str(tmp_path / "big.safetensors")])
     growth, later = map(float, out.split())
     assert growth < 60 and later < 5

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 
@@ -5,9 +6,9 @@ import numpy as np
 import pytest
 import small_data
 
-from bmn.data import feature_cache, features
-from bmn.data.feature_cache import PackedFeatures
+from bmn.data import feature_cache, features, packed_features
 from bmn.data.features import open_features
+from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
 
 NAMES = ["v_a", "v_b", "v_c"]
@@ -52,11 +53,11 @@ def change(opt, name):
 
 
 def packed_path(opt):
-    return os.path.join(opt["data_path"], "csv_mean_10.float32.packed")
+    return os.path.join(opt["data_path"], "csv_mean_10.float32.safetensors")
 
 
 def test_packed_once_and_read_from_there_afterwards(opt, reads):
-    assert opened(opt).place == packed_path(opt) and reads.names == NAMES
+    assert opened(opt).path == packed_path(opt) and reads.names == NAMES
     packed = opened(opt)
     assert reads.names == NAMES
     features = packed.read("v_a")
@@ -67,24 +68,50 @@ def test_packed_once_and_read_from_there_afterwards(opt, reads):
         packed.read("v_z")
 
 
-def test_the_file_is_what_the_documentation_says(opt):
-    import json
-    opened(opt)
-    with open(packed_path(opt), "rb") as handle:
-        assert handle.readline() == b"BMN packed features, version 1\n"
-        header = json.loads(handle.readline().decode())
-        start = -(-handle.tell() // 4096) * 4096
-    data = np.memmap(packed_path(opt), "<f4", "r", start, (3, 6, 10))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_others_read_the_file_with_the_safetensors_library(opt, dtype):
+    safetensors = pytest.importorskip("safetensors", reason="needs the Python package safetensors")
+    packed = opened(dict(opt, feature_cache_dtype=dtype))
     status = os.stat(path(opt, "v_b", ".csv"))
-    assert header["videos"]["v_b"] == [status.st_size, status.st_mtime_ns]
-    np.testing.assert_array_equal(data[list(header["videos"]).index("v_b")],
-                                  small_data.table("v_b").T.astype(np.float32))
+    with safetensors.safe_open(packed.path, "np") as file:
+        assert list(file.keys()) == NAMES
+        assert json.loads(file.metadata()["sources"])["v_b"] == [status.st_size, status.st_mtime_ns]
+        for name in NAMES:
+            np.testing.assert_array_equal(file.get_tensor(name), small_data.table(name).T.astype(dtype))
+
+
+def test_a_file_that_the_safetensors_library_wrote_is_read(opt, tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy", reason="needs the Python package safetensors")
+    theirs = str(tmp_path / "theirs.safetensors")
+    numpy.save_file({name: small_data.table(name).T.astype(np.float32).copy() for name in NAMES}, theirs)
+    opened(dict(opt, data_path=theirs))
+
+
+def test_a_packed_file_of_version_1_is_made_anew_once(opt, reads):
+    old = os.path.join(opt["data_path"], "csv_mean_10.float32.packed")
+    with open(old, "wb") as handle:
+        handle.write(b"BMN packed features, version 1\n" + b'{"temporal_scale": 10}\n' + bytes(9000))
+    with pytest.raises(UserError, match=r"was packed by version 1\.0 of this program: give the folder"):
+        open_features(dict(opt, data_path=old), NAMES)
+    lines = []
+    opened(opt, lines=lines)
+    assert lines[-1].startswith("removed " + old) and not os.path.exists(old)
+    opened(opt)
+    assert reads.names == NAMES
+
+
+def test_a_file_of_the_users_called_packed_stays(opt):
+    path = os.path.join(opt["data_path"], "csv_mean_10.float32.packed")
+    with open(path, "w") as handle:
+        handle.write("my notes")
+    opened(opt)
+    assert os.path.exists(path)
 
 
 def test_float16(opt):
     opt["feature_cache_dtype"] = "float16"
     packed = opened(opt)
-    assert packed.read("v_a").dtype == np.float32 and packed.place.endswith(".float16.packed")
+    assert packed.read("v_a").dtype == np.float32 and packed.path.endswith(".float16.safetensors")
     np.save(path(opt, "v_b"), small_data.table("v_b") + 1e5)
     os.remove(path(opt, "v_b", ".csv"))
     with pytest.raises(UserError, match="v_b are too large for float16: give --feature_cache_dtype float32"):
@@ -122,7 +149,7 @@ def test_a_video_whose_file_is_gone_leaves_the_cache(opt):
 
 
 def test_a_reader_keeps_what_it_opened(opt, monkeypatch):
-    monkeypatch.setattr(feature_cache, "RENEW", 1)
+    monkeypatch.setattr(packed_features, "RENEW", 1)
     before = opened(opt)
     change(opt, "v_a")
     opened(opt)
@@ -130,12 +157,15 @@ def test_a_reader_keeps_what_it_opened(opt, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [
-    lambda content: content[:-1], lambda content: content[:200], lambda content: content[:10], lambda content: b"",
-    lambda content: content.replace(b"version 1", b"version 9"), lambda content: content + b"more",
-    lambda content: content.replace(b'"float32"', b'"number1"'), lambda content: content[:31] + b"[]\n",
-    lambda content: content.replace(b'"dtype"', b'"types"'),
-    lambda content: content.replace(b'"temporal_scale": 10', b'"temporal_scale": 20'),
-    lambda content: content.replace(b'"feat_dim": 6', b'"feat_dim": 4')])
+    lambda content: content[:-1], lambda content: content[:200], lambda content: content[:4], lambda content: b"",
+    lambda content: content + b"more", lambda content: b"\xff" + content[1:], lambda content: bytes(8) + content[8:],
+    lambda content: (1 << 62).to_bytes(8, "little") + content[8:], lambda content: content[:8] + b"[" + content[9:],
+    lambda content: (2).to_bytes(8, "little") + b"[]" + content[10:],
+    lambda content: content.replace(b'"F32"', b'"I32"'), lambda content: content.replace(b'"F32"', b'"F16"', 1),
+    lambda content: content.replace(b'"shape"', b'"shaqe"'), lambda content: content.replace(b"[0, 240]", b"[1, 241]"),
+    lambda content: content.replace(b"[0, 240]", b"[0, 480]"), lambda content: content.replace(b"[240,", b"[000,"),
+    lambda content: content.replace(b'"sources": "{', b'"sources": "['),
+    lambda content: content.replace(b"[6, 10]", b"[6, 20]"), lambda content: content.replace(b"[6, 10]", b"[4, 10]")])
 def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_told(opt, damage):
     opened(opt)
     with open(packed_path(opt), "rb") as handle:
@@ -152,17 +182,17 @@ def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_told(opt, damag
 
 def test_a_packed_file_serves_as_data_path(opt):
     opened(opt)
-    assert opened(dict(opt, data_path=packed_path(opt))).place == packed_path(opt)
-    with pytest.raises(UserError, match="T = 10 and C = 6, but --temporal_scale is 20 and --feat_dim 6"):
+    assert opened(dict(opt, data_path=packed_path(opt))).path == packed_path(opt)
+    with pytest.raises(UserError, match=r"shape \[6, 10\] for video v_a, but --feat_dim is 6 and --temporal_scale 20"):
         open_features(dict(opt, data_path=packed_path(opt), temporal_scale=20), NAMES)
 
 
 def test_a_folder_of_ones_own(opt, tmp_path):
     opt["feature_cache"] = str(tmp_path / "cache")
-    assert os.path.dirname(opened(opt).place) == str(tmp_path / "cache")
+    assert os.path.dirname(opened(opt).path) == str(tmp_path / "cache")
     other = small_data.make(tmp_path / "other", NAMES)      # the same names, other files
     other["feature_cache"] = opt["feature_cache"]
-    assert opened(other).place != opened(opt).place
+    assert opened(other).path != opened(opt).path
 
 
 def test_off_reads_the_files_and_writes_nothing(opt, tmp_path, reads):
@@ -175,10 +205,10 @@ def refuse(monkeypatch, *folders):
     """Nothing can be written in these folders any more."""
     replacing = feature_cache.replacing
 
-    def refusing(place):
-        if os.path.dirname(place) in folders:
+    def refusing(path):
+        if os.path.dirname(path) in folders:
             raise UserError("cannot write") from OSError(28, "No space left on device")
-        return replacing(place)
+        return replacing(path)
     monkeypatch.setattr(feature_cache, "replacing", refusing)
 
 
@@ -186,7 +216,7 @@ def test_beside_the_outputs_where_the_data_folder_takes_nothing(opt, monkeypatch
     refuse(monkeypatch, opt["data_path"])
     output = os.path.join(os.path.dirname(opt["result_file"]), "feature_cache")
     lines = []
-    assert os.path.dirname(opened(opt, lines=lines).place) == output
+    assert os.path.dirname(opened(opt, lines=lines).path) == output
     assert sum("No space left on device, trying " + output in line for line in lines) == 1
     opened(opt)                                         # and found there the next time
     assert reads.names == NAMES
@@ -208,8 +238,8 @@ def test_unusable_files_are_counted_and_nothing_is_left(opt, tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_cleared_away(opt, tmp_path):
-    leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.packed.abc.tmp")
-    other = os.path.join(opt["data_path"], ".csv_mean_10.float16.packed.abc.tmp")
+    leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.safetensors.abc.tmp")
+    other = os.path.join(opt["data_path"], ".csv_mean_10.float16.safetensors.abc.tmp")
     for name in (leftover, other):
         open(name, "w").close()
     opened(opt)
@@ -219,7 +249,7 @@ def test_leftovers_of_a_killed_process_are_cleared_away(opt, tmp_path):
 def test_leftovers_of_another_machine_stay(opt, monkeypatch):
     monkeypatch.setattr(feature_cache.platform, "node", lambda: "one")
     opened(opt)
-    leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.packed.abc.tmp")
+    leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.safetensors.abc.tmp")
     open(leftover, "w").close()
     for machine, there in (("two", True), ("two", False)):
         monkeypatch.setattr(feature_cache.platform, "node", lambda machine=machine: machine)
@@ -233,12 +263,12 @@ def test_without_locks_it_packs_all_the_same(opt, monkeypatch):
     opened(opt)
 
 
-def test_a_place_that_is_no_folder(opt, tmp_path):
+def test_a_cache_that_is_no_folder(opt, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--feature_cache"):
         open_features(dict(opt, feature_cache=str(tmp_path / "file")), NAMES)
 
 
 def test_packed_features_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"x\.packed cannot be read"):
-        PackedFeatures(str(tmp_path / "x.packed"), 10, 6)
+    with pytest.raises(UserError, match=r"x\.safetensors cannot be read"):
+        PackedFeatures(str(tmp_path / "x.safetensors"), 10, 6)

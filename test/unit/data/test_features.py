@@ -80,7 +80,7 @@ def test_hdf5_of_either_orientation_and_in_groups(tmp_path):
     says(error, "all.h5: v_e", "inf")
     opt = with_defaults({"data_path": str(tmp_path / "all.h5"), "temporal_scale": 10, "feat_dim": 6})
     features = open_features(opt, ["v_a", "v_b", "v_c"], log=lambda line: None)
-    assert features.place == str(tmp_path / "all.h5.float32.packed")
+    assert features.path == str(tmp_path / "all.h5.float32.safetensors")
     np.testing.assert_array_equal(features.read("v_c"), (TABLE.T + 2).astype(np.float32))
 
 
@@ -192,7 +192,7 @@ def test_other_ranks_take_what_rank_0_packed(tmp_path):
     opt = small_data.make(tmp_path)
     packed = open_features(opt, ["v_a"], Rank(0, (None, ())), lambda line: None)
     lines = []
-    assert open_features(opt, ["v_a"], Rank(1, (None, ())), lines.append).place == packed.place
+    assert open_features(opt, ["v_a"], Rank(1, (None, ())), lines.append).path == packed.path
     assert not lines
 
 
@@ -202,7 +202,7 @@ def test_other_ranks_do_not_pack(tmp_path):
 
     class Waiting(Rank):
         def gather(self, value):
-            seen.extend(tmp_path.rglob("*.packed"))
+            seen.extend(tmp_path.rglob("*.safetensors"))
             return super().gather(value)
     open_features(small_data.make(tmp_path), ["v_a"], Waiting(1, (None, ())), lambda line: None)
     assert not seen

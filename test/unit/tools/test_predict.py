@@ -94,7 +94,7 @@ def test_a_packed_file(network, tmp_path, monkeypatch):
     from bmn.data.features import open_features
     opt = small_data.make(tmp_path, temporal_scale=10, feat_dim=8)
     packed = open_features(opt, ["v_a", "v_b"], log=lambda line: None)
-    run(monkeypatch, tmp_path, packed.place, "--duration", "10", "--output", "out.json")
+    run(monkeypatch, tmp_path, packed.path, "--duration", "10", "--output", "out.json")
     want = expected(network, small_data.table("v_b", 10, 8)) * [1, 10, 10]
     np.testing.assert_allclose(results(tmp_path / "out.json")["b"], want, rtol=1e-5)
 
@@ -166,7 +166,7 @@ def test_raw_arrays_where_T_is_C(rows, columns):
     raw = np.random.RandomState(0).randn(30, 8)
 
     class Source:
-        place = "somewhere"
+        path = "somewhere"
 
         def table(self, name):
             return (raw if rows == 30 else raw.T), False

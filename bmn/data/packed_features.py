@@ -1,0 +1,157 @@
+"""The packed feature file: every video's C x T numbers in one safetensors file, so that reading one is a single copy.
+
+The layout of safetensors, which others read with ``safetensors.safe_open(path, "np")``:
+    8 bytes, little-endian: the length of the header;
+    the header, JSON: {video: {"dtype": "F32" or "F16", "shape": [C, T], "data_offsets": [begin, end]}, ...,
+        "__metadata__": {"sources": JSON text of {video: [size, time of change in ns] of the file it came from}}},
+        filled up with blanks so that the numbers begin at a multiple of 4096 bytes;
+    for each video its C x T numbers, little-endian, without gaps.
+"""
+import json
+import mmap
+import os
+from typing import Dict, Iterable, List, Tuple
+
+import numpy as np
+
+from bmn.errors import UserError
+
+ALIGNMENT = 4096
+RENEW = 256                 # reads after which the map is made anew, so that its pages do not count as ours for ever
+LONGEST_HEADER = 100 << 20  # bytes, as the safetensors library has it
+_DTYPES = {"float32": "F32", "float16": "F16"}
+_VERSION_1 = b"BMN packed features, version 1\n"
+
+
+def header_of(sources: Dict[str, List[int]], temporal_scale: int, feat_dim: int, dtype: str) -> bytes:
+    """The beginning of a packed file, up to the numbers of the first video.
+
+    Args:
+        sources: {video: [size, time of change in ns]}, in the order of the file.
+        dtype: "float32" or "float16".
+    """
+    size = video_bytes(temporal_scale, feat_dim, dtype)
+    header = {"__metadata__": {"sources": json.dumps(sources)}}
+    for index, name in enumerate(sources):
+        header[name] = {"dtype": _DTYPES[dtype], "shape": [feat_dim, temporal_scale],
+                        "data_offsets": [index * size, (index + 1) * size]}
+    text = json.dumps(header).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def video_bytes(temporal_scale: int, feat_dim: int, dtype: str) -> int:
+    """Bytes of one video in a packed file."""
+    return temporal_scale * feat_dim * np.dtype(dtype).itemsize
+
+
+def is_of_version_1(path: str) -> bool:
+    """Whether this is a packed file as version 1.0 of this program wrote it."""
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(len(_VERSION_1)) == _VERSION_1
+    except OSError:
+        return False
+
+
+class PackedFeatures:
+    """A packed feature file. It is mapped, so all processes of a machine share one copy in the page cache.
+
+    Args:
+        path: the file.
+        temporal_scale, feat_dim: T and C that it must have.
+
+    Attributes:
+        dtype: "float32" or "float16".
+        sources: {video: [size, time of change in ns]} of the files that it was made from; empty in a file of others.
+
+    Raises:
+        UserError: it is missing, of another kind, truncated, or of another T or C.
+    """
+
+    def __init__(self, path: str, temporal_scale: int, feat_dim: int):
+        self.path, self.temporal_scale, self.feat_dim = path, temporal_scale, feat_dim
+        self._map, self._reads = None, 0
+        try:
+            # Kept open: whoever replaces the file leaves us the old one.
+            self._file = open(path, "rb")  # noqa: SIM115
+            size = os.fstat(self._file.fileno()).st_size
+            header = self._header(size)
+        except OSError as error:
+            raise UserError("packed features %s cannot be read (%s): check the path and its permissions"
+                            % (path, error.strerror)) from None
+        self._start = self._file.tell()
+        try:
+            self.sources = dict(json.loads(header.pop("__metadata__", {}).get("sources", "{}")))
+            self.dtype, self._index = self._videos(header)
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise self._damaged() from None
+        wanted = self._start + len(self._index) * video_bytes(temporal_scale, feat_dim, self.dtype)
+        if size != wanted:
+            raise UserError("packed features %s are truncated (%d bytes of %d): copy or make the file again"
+                            % (path, size, wanted))
+
+    def _header(self, size):
+        length = int.from_bytes(self._file.read(8), "little")
+        if is_of_version_1(self.path):
+            raise UserError("%s was packed by version 1.0 of this program: give the folder of its features instead, "
+                            "which are packed anew" % self.path)
+        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+            raise UserError("%s is no packed feature file (safetensors), or is truncated: check the path" % self.path)
+        try:
+            header = json.loads(self._file.read(length).decode("utf-8"))
+        except ValueError:
+            raise self._damaged() from None
+        if not isinstance(header, dict):
+            raise self._damaged()
+        return header
+
+    def _videos(self, header) -> Tuple[str, Dict[str, int]]:
+        """(dtype, {video: its number in the file}); UserError where a video is of another T or C."""
+        names = {kind: dtype for dtype, kind in _DTYPES.items()}
+        dtype = names[next(iter(header.values()))["dtype"]] if header else "float32"
+        size, index = video_bytes(self.temporal_scale, self.feat_dim, dtype), {}
+        for name, tensor in header.items():
+            if tensor["shape"] != [self.feat_dim, self.temporal_scale]:
+                raise UserError("packed features %s have the shape %s for video %s, but --feat_dim is %d and "
+                                "--temporal_scale %d (C x T): give those, or other features"
+                                % (self.path, tensor["shape"], name, self.feat_dim, self.temporal_scale))
+            begin, end = tensor["data_offsets"]
+            if tensor["dtype"] != _DTYPES[dtype] or begin % size or end != begin + size:
+                raise ValueError("a gap, or another type")
+            index[name] = begin // size
+        if sorted(index.values()) != list(range(len(index))):
+            raise ValueError("a gap")
+        return dtype, index
+
+    def _damaged(self):
+        return UserError("packed features %s are damaged, or hold no float32 or float16 tensor for each video: copy "
+                         "or make the file again" % self.path)
+
+    def __reduce__(self):       # another process opens the file for itself
+        return PackedFeatures, (self.path, self.temporal_scale, self.feat_dim)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
+
+    def names(self) -> Iterable[str]:
+        """The videos, in the order of the file."""
+        return self._index
+
+    def table(self, name: str) -> Tuple[np.ndarray, bool]:
+        """The numbers of a video: (float32 [T, C], True: rows are time)."""
+        return self.read(name).T, True
+
+    def read(self, name: str) -> np.ndarray:
+        """float32 [C, T] of a video, a copy of one's own."""
+        if self._map is None or self._reads == RENEW:
+            content = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            shape = len(self._index), self.feat_dim, self.temporal_scale
+            self._map, self._reads = np.ndarray(shape, np.dtype(self.dtype).newbyteorder("<"), content, self._start), 0
+        self._reads += 1
+        try:
+            return self._map[self._index[name]].astype(np.float32)
+        except KeyError:
+            raise UserError("video %s is not in %s: give features that have it" % (name, self.path)) from None
