@@ -1,4 +1,6 @@
 """The BMN network (Lin et al. 2019, section 3): base, temporal evaluation, proposal evaluation."""
+from typing import Tuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,25 +10,43 @@ from bmn.network.boundary_matching import BoundaryMatching
 from bmn.network.cell_convolution import CellConvolutions, WholeMap
 from bmn.options import with_defaults
 
+GROUPS = 4              # of the convolutions of the base and of the boundary heads
+BASE = 256              # channels of the base, and of the features that are sampled
+SAMPLED = 512           # channels of a proposal after its samples are contracted
+MAP = 128               # channels of the confidence map's convolutions
+
 
 class BMN(nn.Module):
     """Boundary-Matching Network: features of a video -> confidence of every proposal, start and end of every position.
+
+    What it computes, as a textbook has it, with ``sample_mask`` [T, N*T*T] for the weights of the BM layer:
+
+        base = x_1d_b(x)                                                    # [B, 256, T]
+        start, end = x_1d_s(base).squeeze(1), x_1d_e(base).squeeze(1)       # [B, T]
+        samples = (x_1d_p(base) @ sample_mask).view(B, 256, N, T, T)
+        confidence_map = x_2d_p(x_3d_p(samples).squeeze(2))                 # [B, 2, T, T]
+
+    The same numbers come out here, but ``samples`` never exist (bmn/network/boundary_matching.py), and of the cells
+    with start > end those that are equal are computed once (bmn/network/cell_convolution.py).
 
     Args:
         opt: dict; feat_dim, temporal_scale, num_sample, num_sample_perbin and prop_boundary_ratio count, what is
             missing takes its default. bm_contraction "bags" or "dense" overrides the choice by device.
 
     ``state_dict`` has the reference's names without ``sample_mask``, which follows from the options.
+
+    Raises:
+        UserError: feat_dim cannot be split into groups.
     """
 
-    def __init__(self, opt):
+    def __init__(self, opt: dict):
         super().__init__()
         opt = with_defaults(opt)
         # the options that decide what the network computes; a checkpoint is compared with them
         self.feat_dim, self.temporal_scale = opt["feat_dim"], opt["temporal_scale"]
         self.num_sample, self.num_sample_perbin = opt["num_sample"], opt["num_sample_perbin"]
         self.prop_boundary_ratio = opt["prop_boundary_ratio"]
-        if self.feat_dim % 4:
+        if self.feat_dim % GROUPS:
             raise UserError("--feat_dim %d is no multiple of 4: the first layer splits the features into 4 groups"
                             % self.feat_dim)
         self.boundary_matching = BoundaryMatching(
@@ -36,22 +56,22 @@ class BMN(nn.Module):
         self.cells = {valid_only: CellConvolutions(self.temporal_scale, valid_only) for valid_only in (False, True)}
 
         self.x_1d_b = nn.Sequential(
-            nn.Conv1d(self.feat_dim, 256, kernel_size=3, padding=1, groups=4), nn.ReLU(inplace=True),
-            nn.Conv1d(256, 256, kernel_size=3, padding=1, groups=4), nn.ReLU(inplace=True))
+            nn.Conv1d(self.feat_dim, BASE, kernel_size=3, padding=1, groups=GROUPS), nn.ReLU(inplace=True),
+            nn.Conv1d(BASE, BASE, kernel_size=3, padding=1, groups=GROUPS), nn.ReLU(inplace=True))
         self.x_1d_s = _boundary_head()
         self.x_1d_e = _boundary_head()
-        self.x_1d_p = nn.Sequential(nn.Conv1d(256, 256, kernel_size=3, padding=1), nn.ReLU(inplace=True))
+        self.x_1d_p = nn.Sequential(nn.Conv1d(BASE, BASE, kernel_size=3, padding=1), nn.ReLU(inplace=True))
         self.x_3d_p = nn.Sequential(
-            nn.Conv3d(256, 512, kernel_size=(self.num_sample, 1, 1), stride=(self.num_sample, 1, 1)),
+            nn.Conv3d(BASE, SAMPLED, kernel_size=(self.num_sample, 1, 1), stride=(self.num_sample, 1, 1)),
             nn.ReLU(inplace=True))
         self.x_2d_p = nn.Sequential(
-            nn.Conv2d(512, 128, kernel_size=1), nn.ReLU(inplace=True),
-            nn.Conv2d(128, 128, kernel_size=3, padding=1), nn.ReLU(inplace=True),
-            nn.Conv2d(128, 128, kernel_size=3, padding=1), nn.ReLU(inplace=True),
-            nn.Conv2d(128, 2, kernel_size=1), nn.Sigmoid())
+            nn.Conv2d(SAMPLED, MAP, kernel_size=1), nn.ReLU(inplace=True),
+            nn.Conv2d(MAP, MAP, kernel_size=3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv2d(MAP, MAP, kernel_size=3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv2d(MAP, 2, kernel_size=1), nn.Sigmoid())
         self._register_load_state_dict_pre_hook(self._drop_sample_mask)
 
-    def forward(self, x, valid_only=False):
+    def forward(self, x: torch.Tensor, valid_only: bool = False) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features to the three outputs.
 
         Args:
@@ -67,21 +87,21 @@ class BMN(nn.Module):
         """
         self._check(x)
         base = self.x_1d_b(x)
-        start = _single(self.x_1d_s[:-1](base).squeeze(1)).sigmoid()
-        end = _single(self.x_1d_e[:-1](base).squeeze(1)).sigmoid()
+        start, end = _boundary_probability(self.x_1d_s, base), _boundary_probability(self.x_1d_e, base)
         return self._proposal_evaluation(self.x_1d_p(base), valid_only), start, end
 
     def _proposal_evaluation(self, x, valid_only):
         # x [B, 256, T], V [512, 256, N, 1, 1]; row t * N + n of a table [T*N, 512] is sample n at position t
-        weight = self.x_3d_p[0].weight.to(x.dtype).view(-1, self.num_sample).t().reshape(-1, 256)       # [N*512, 256]
+        conv3d, _ = self.x_3d_p
+        weight = conv3d.weight.to(x.dtype).view(-1, self.num_sample).t().reshape(-1, BASE)      # [N*512, 256]
         features = x.transpose(1, 2)
         if not self._skips_cells(x):
-            logits = self._by_map(F.linear(features, weight).view(x.shape[0], -1, 512))
+            logits = self._by_map(F.linear(features, weight).view(x.shape[0], -1, SAMPLED))
         else:
             # one product for all videos makes for one gradient of the weight; without it each table stays in the cache
             tables = (F.linear(features, weight) if torch.is_grad_enabled() else
                       (F.linear(video, weight) for video in features))
-            logits = torch.stack([self._by_cell(table.view(-1, 512), self.cells[valid_only]) for table in tables])
+            logits = torch.stack([self._by_cell(table.view(-1, SAMPLED), self.cells[valid_only]) for table in tables])
         confidence_map = logits.view(-1, 2, self.temporal_scale, self.temporal_scale).sigmoid()
         return torch.triu(confidence_map) if valid_only else confidence_map
 
@@ -90,19 +110,24 @@ class BMN(nn.Module):
         return x.device.type == "cpu" and self.boundary_matching.uses_bags(x)
 
     def _proposals(self, table):
-        # [..., T*N, 512] -> [..., P + 1, 128]
-        rows = F.relu_(self.boundary_matching(table, self.x_3d_p[0].bias))
-        return F.relu_(F.linear(rows, self.x_2d_p[0].weight.flatten(1), self.x_2d_p[0].bias))
+        """The contracted samples after the first 1x1 convolution: [..., T*N, 512] -> [..., P + 1, 128]."""
+        conv3d, _ = self.x_3d_p
+        reduction = self.x_2d_p[0]
+        rows = F.relu_(self.boundary_matching(table, conv3d.bias))
+        return F.relu_(F.linear(rows, reduction.weight.flatten(1), reduction.bias))
 
     def _by_cell(self, table, cells):
-        first, second, last = self.x_2d_p[2], self.x_2d_p[4], self.x_2d_p[6]
+        """Logits [2, T*T] of one video, from the cells that differ."""
+        _, _, first, _, second, _, last, _ = self.x_2d_p
         rows = cells.first(self._proposals(table), first.weight, first.bias)
         rows = cells.second(rows, second.weight, second.bias)
-        logits = _single(F.linear(rows, last.weight.flatten(1), last.bias))
-        return logits.t().index_select(1, cells.row)        # [2, T*T]
+        logits = _float32_at_least(F.linear(rows, last.weight.flatten(1), last.bias))
+        return logits.t().index_select(1, cells.row)
 
     def _by_map(self, table):
-        return _single(self.x_2d_p[2:-1](self.whole_map(self._proposals(table))))
+        """Logits [B, 2, T, T], from all cells."""
+        after_reduction = self.x_2d_p[2:-1]
+        return _float32_at_least(after_reduction(self.whole_map(self._proposals(table))))
 
     def _check(self, x):
         if x.dim() != 3 or tuple(x.shape[1:]) != (self.feat_dim, self.temporal_scale):
@@ -121,12 +146,18 @@ class BMN(nn.Module):
         state_dict.pop(prefix + "sample_mask")
 
 
-def _single(logits):
-    """Float32 at least: of probabilities, bfloat16 has none between 0.996 and 1, where losses and ties are decided."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
 def _boundary_head():
     return nn.Sequential(
-        nn.Conv1d(256, 256, kernel_size=3, padding=1, groups=4), nn.ReLU(inplace=True),
-        nn.Conv1d(256, 1, kernel_size=1), nn.Sigmoid())
+        nn.Conv1d(BASE, BASE, kernel_size=3, padding=1, groups=GROUPS), nn.ReLU(inplace=True),
+        nn.Conv1d(BASE, 1, kernel_size=1), nn.Sigmoid())
+
+
+def _boundary_probability(head, base):
+    """A boundary head on the base [B, 256, T]: [B, T]."""
+    before_sigmoid = head[:-1]
+    return _float32_at_least(before_sigmoid(base).squeeze(1)).sigmoid()
+
+
+def _float32_at_least(logits):
+    """bfloat16 has no probability between 0.996 and 1, where losses and ties are decided."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

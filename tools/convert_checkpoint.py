@@ -24,7 +24,7 @@ import torch
 
 from bmn.errors import UserError, run_as_program
 from bmn.files import check_distinct
-from bmn.network.boundary_matching import sampling_entries
+from bmn.network.boundary_matching import sampling_weights
 from bmn.options import NETWORK_OPTIONS, OPTIONS
 from bmn.training import checkpoint
 from models import BMN
@@ -56,11 +56,10 @@ def sample_mask(options):
     """The reference's sampling weights [T, N*T*T], indices t, n, s, e; float32."""
     scale, samples, bins, ratio = (options[name] for name in (
         "temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio"))
-    key, value = sampling_entries(scale, samples, bins, ratio)
-    proposal, (n, t) = key // (samples * scale), np.divmod(key % (samples * scale), scale)
+    proposal, n, t, weight = sampling_weights(scale, samples, bins, ratio)
     start, end = np.triu_indices(scale)
     weights = np.zeros((scale, samples, scale, scale), np.float32)
-    weights[t, n, start[proposal], end[proposal]] = value
+    weights[t, n, start[proposal], end[proposal]] = weight
     return torch.from_numpy(weights).view(scale, -1)
 
 

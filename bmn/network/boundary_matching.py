@@ -9,6 +9,7 @@ where p counts the P = T(T+1)/2 proposals s <= e row by row, W are the sampling 
 Y, the table, is one small matrix product; the rest is a product with W, of which 3 % is not zero. The map never exists.
 """
 import functools
+from typing import Any, Callable, Tuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ CHUNK = 4096                # proposals whose points are computed at once: what 
 DENSE_AT_MOST = 2 ** 27     # weights; 2 ** 24 at the defaults, 2 ** 30 at T = 400
 
 
-def sampling_entries(tscale, num_sample, num_sample_perbin, ratio):
+def sampling_weights(tscale: int, num_sample: int, num_sample_perbin: int, ratio: float) -> Tuple[np.ndarray, ...]:
     """The sampling weights that are not zero, sorted by (proposal, n, t).
 
     A proposal (s, e) covers [s, e + 1], widened by ``ratio`` times e - s + 2 on either side. N * K points are spread
@@ -31,24 +32,27 @@ def sampling_entries(tscale, num_sample, num_sample_perbin, ratio):
         tscale: T, positions of the feature sequence.
         num_sample: N, samples of a proposal.
         num_sample_perbin: K, points averaged into a sample.
-        ratio: how far a proposal is widened.
+        ratio: how far a proposal is widened, as a fraction of its length.
 
     Returns:
-        key: int64 array, (proposal * N + n) * T + t of each weight; value: float32 array.
+        (proposal, n, t, weight): three int64 arrays that say where each weight belongs, and float32 weights.
 
     Raises:
-        UserError: N * K is 1, a single point has no step to the next.
+        UserError: N * K is 1, and a single point has no step to the next.
     """
     if num_sample * num_sample_perbin < 2:
         raise UserError("--num_sample 1 with --num_sample_perbin 1 leaves a single point to sample: raise one of them")
     start, end = np.triu_indices(tscale)
-    parts = [_entries(start[i:i + CHUNK], end[i:i + CHUNK], tscale, num_sample, num_sample_perbin, ratio)
+    parts = [_keys_and_weights(start[i:i + CHUNK], end[i:i + CHUNK], tscale, num_sample, num_sample_perbin, ratio)
              for i in range(0, len(start), CHUNK)]
-    keys = [key + i * CHUNK * num_sample * tscale for i, (key, _) in enumerate(parts)]
-    return np.concatenate(keys), np.concatenate([value for _, value in parts])
+    key = np.concatenate([key + i * CHUNK * num_sample * tscale for i, (key, _) in enumerate(parts)])
+    sample, t = np.divmod(key, tscale)
+    proposal, n = np.divmod(sample, num_sample)
+    return proposal, n, t, np.concatenate([weight for _, weight in parts])
 
 
-def _entries(start, end, tscale, num_sample, num_sample_perbin, ratio):
+def _keys_and_weights(start, end, tscale, num_sample, num_sample_perbin, ratio):
+    """For the proposals [p] given: (proposal * N + n) * T + t of each weight, ascending, and the weights."""
     points = num_sample * num_sample_perbin
     margin = (end + 1.0 - start + 1.0) * ratio
     low, high = start - margin, end + 1.0 + margin
@@ -56,44 +60,43 @@ def _entries(start, end, tscale, num_sample, num_sample_perbin, ratio):
     point = low[:, None] + ((high - low) / (points - 1.0))[:, None] * np.arange(points)     # [p, N*K]
     fraction, below = np.modf(point)        # signed: a point in (-1, 0) gives its whole weight to position 0
     t = np.stack([below, np.ceil(point)], -1).astype(np.int64)                              # [p, N*K, 2]
-    share = np.stack([1 - fraction, fraction], -1)
+    weight = np.stack([1 - fraction, fraction], -1)
     sample = np.repeat(np.arange(len(start) * num_sample), 2 * num_sample_perbin).reshape(t.shape)
     inside = (t >= 0) & (t < tscale)
-    key, share = (sample * tscale + t)[inside], share[inside]
-    # Shares of one position in one sample are added in the order of the points, in float64, and rounded once.
+    key, weight = (sample * tscale + t)[inside], weight[inside]
+    # Weights of one position in one sample are added in the order of the points, in float64, and rounded once.
     order = np.argsort(key, kind="stable")
-    key, share = key[order], share[order]
+    key, weight = key[order], weight[order]
     first = np.concatenate([[True], key[1:] != key[:-1]])
-    value = (1.0 / num_sample_perbin * np.bincount(np.cumsum(first) - 1, share)).astype(np.float32)
-    return key[first][value != 0], value[value != 0]
+    total = (1.0 / num_sample_perbin * np.bincount(np.cumsum(first) - 1, weight)).astype(np.float32)
+    return key[first][total != 0], total[total != 0]
 
 
 class BoundaryMatching:
     """Samples a table at every proposal: out[p] = sum_{t,n} W[t, n, p] * table[t * N + n].
 
-    Not a module: W follows from four options, so it is no part of a checkpoint; what a device and type need of it is
-    made once, at first use.
+    This is no module: W follows from four options, so it is no part of a checkpoint. The form that a device and a type
+    need is built at its first use.
 
     Args:
-        tscale, num_sample, num_sample_perbin, ratio: as :func:`sampling_entries`.
-        contraction: "bags", "dense", or "auto": as :meth:`uses_bags` finds best.
+        tscale, num_sample, num_sample_perbin, ratio: as in :func:`sampling_weights`.
+        contraction: "bags", "dense", or "auto": what :meth:`uses_bags` finds best.
     """
 
-    def __init__(self, tscale, num_sample, num_sample_perbin, ratio, contraction="auto"):
+    def __init__(self, tscale: int, num_sample: int, num_sample_perbin: int, ratio: float, contraction: str = "auto"):
         self.options = tscale, num_sample, num_sample_perbin, ratio, contraction
         self.contraction = contraction
         self.rows, self.proposals = tscale * num_sample, tscale * (tscale + 1) // 2
-        key, value = sampling_entries(tscale, num_sample, num_sample_perbin, ratio)
-        proposal, (n, t) = key // self.rows, np.divmod(key % self.rows, tscale)
-        self.place = torch.from_numpy(proposal * self.rows + t * num_sample + n)    # in W as [P, T*N], ascending in p
-        self.value = torch.from_numpy(value)
-        self._made = Made()
+        proposal, n, t, weight = sampling_weights(tscale, num_sample, num_sample_perbin, ratio)
+        self.cell = torch.from_numpy(proposal * self.rows + t * num_sample + n)     # in W as [P, T*N], ascending in p
+        self.weight = torch.from_numpy(weight)
+        self._constants = DeviceConstants()
 
     def __reduce__(self):
-        return type(self), self.options         # copied and pickled as its options, and made anew
+        return type(self), self.options         # copied and pickled as its options, and built anew
 
-    def __call__(self, table, bias):
-        """Samples, contracted, plus the Conv3d's bias.
+    def __call__(self, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """The contracted samples plus the Conv3d's bias.
 
         Args:
             table: [T*N, O] or [B, T*N, O].
@@ -109,7 +112,7 @@ class BoundaryMatching:
             return torch.stack([self(video, bias) for video in table.unbind(0)])
         return _WeightedBags.apply(table, bias, *self._bags(table))
 
-    def uses_bags(self, table):
+    def uses_bags(self, table: torch.Tensor) -> bool:
         """Whether to take the weights that are not zero, or a dense matrix product with all of them.
 
         Dense: on an NPU, in an exported graph, and where this PyTorch has no bags for the type. Also in 16 bit on
@@ -124,52 +127,53 @@ class BoundaryMatching:
         return _has_bags(table.device.type, table.dtype)
 
     def _dense(self, table):
-        return self._made("dense", table.device, table.dtype, self._make_dense)
+        return self._constants("dense", table.device, table.dtype, self._build_dense)
 
-    def _make_dense(self, device, dtype):
-        weights = torch.zeros((self.proposals + 1) * self.rows).scatter(0, self.place, self.value)
+    def _build_dense(self, device, dtype):
+        weights = torch.zeros((self.proposals + 1) * self.rows).scatter(0, self.cell, self.weight)
         return weights.view(-1, self.rows).to(device, dtype)
 
     def _bags(self, table):
-        return self._made("bags", table.device, table.dtype, self._make_bags)
+        return self._constants("bags", table.device, table.dtype, self._build_bags)
 
-    def _make_bags(self, device, dtype):
-        proposal, row = np.divmod(self.place.numpy(), self.rows)
+    def _build_bags(self, device, dtype):
+        """Bags of table rows for each proposal, and bags of proposals for each table row, for the gradient."""
+        proposal, row = np.divmod(self.cell.numpy(), self.rows)
         order = np.argsort(row.astype(np.min_scalar_type(self.rows)), kind="stable")        # radix sort up to 16 bit
-        value = self.value.to(device, dtype)
-        return (_bags(proposal, self.proposals + 1, row, value),
-                _bags(row[order], self.rows, proposal[order], value[torch.from_numpy(order).to(device)]))
+        weight = self.weight.to(device, dtype)
+        return (_bags(proposal, self.proposals + 1, row, weight),
+                _bags(row[order], self.rows, proposal[order], weight[torch.from_numpy(order).to(device)]))
 
 
-class Made:
-    """What a device and type need of the constants: made at first use, neither copied nor stored."""
+class DeviceConstants:
+    """Constants in the forms that devices and types need: built at first use, neither copied nor stored."""
 
     def __init__(self):
-        self.things = {}
+        self.built = {}
 
-    def __call__(self, name, device, dtype, make):
-        if exporting():         # made in the graph, from less: the weights that are not zero are a tenth of the whole
-            return make(device, dtype)
+    def __call__(self, name: str, device: torch.device, dtype: Any, build: Callable) -> Any:
+        if exporting():         # part of the graph, so that the file holds what they are built from: a tenth of them
+            return build(device, dtype)
         key = name, str(device), dtype
-        if key not in self.things:
-            # within inference_mode something would be made that could not serve training later
+        if key not in self.built:
+            # What is built within inference_mode could not serve a training later.
             with torch.inference_mode(False) if hasattr(torch, "inference_mode") else torch.enable_grad():
-                self.things[key] = make(device, dtype)
-        return self.things[key]
+                self.built[key] = build(device, dtype)
+        return self.built[key]
 
 
 class _WeightedBags(torch.autograd.Function):
     """Every row of the result is a weighted sum of rows of the table, and the other way round in the gradient."""
 
     @staticmethod
-    def forward(ctx, table, bias, forth, back):
+    def forward(ctx, table, bias, forward_bags, backward_bags):
         # table [T*N, O] -> [P + 1, O]
-        ctx.back = back
-        return _weighted_sums(table.detach(), forth).add_(bias)
+        ctx.backward_bags = backward_bags
+        return _weighted_sums(table.detach(), forward_bags).add_(bias)
 
     @staticmethod
     def backward(ctx, grad):
-        return _weighted_sums(grad.contiguous(), ctx.back), grad.sum(0), None, None
+        return _weighted_sums(grad.contiguous(), ctx.backward_bags), grad.sum(0), None, None
 
 
 def _weighted_sums(rows, bags):
@@ -194,7 +198,7 @@ def _has_bags(device_type, dtype):
     return True
 
 
-def exporting():
+def exporting() -> bool:
     """Whether the network is being traced into a graph for a file."""
     compiler = getattr(torch, "compiler", None)
     return bool(torch._C._get_tracing_state() or getattr(compiler, "is_exporting", bool)())

@@ -1,23 +1,33 @@
-"""From rows of proposals to the confidence map: its 3x3 convolutions, where it is not constant, or the whole of it.
+"""From rows of proposals to the confidence map: its two 3x3 convolutions without the cells that are all the same.
 
-Below the diagonal of the map (start > end) there is nothing to sample: all cells are alike, and after two 3x3
-convolutions they still are, but for a fringe along the diagonal and along the map's border. So the cells are kept as
-rows of a matrix: those above the diagonal and the fringe, T(T+1)/2 and a little, instead of T * T. A convolution
-first puts the rows of the three cells above each other side by side (three times the numbers, where an unfolding takes
-nine), and is then a one-dimensional one along rows of cells, at the speed of the library's own.
+The map at T = 5, indices start and end:
+
+              end 0 1 2 3 4
+    start 0       p p p p p       p: a proposal, start <= end; it has a row of its own.
+          1       . p p p p       .: nothing to sample; one row stands for all of these cells.
+          2       . . p p p
+          3       . . . p p
+          4       . . . . p
+
+The cells below the diagonal enter the convolutions all equal. A 3x3 convolution tells apart those that lie within two
+diagonals of a proposal, or beside the border of the map; the second one reaches as far again. What lies deeper stays
+equal. So only the proposals and this fringe are computed, T(T+1)/2 cells and a little instead of T * T, which makes a
+training step 30 % shorter (docs/performance.md). They are kept as rows of a matrix. A convolution first puts the rows
+of the three cells above each other side by side (three times the numbers, where an unfolding takes nine), and is then
+a one-dimensional one along rows of cells, at the speed of the library's own.
 """
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bmn.network.boundary_matching import Made, exporting
+from bmn.network.boundary_matching import DeviceConstants, exporting
 
 
 class WholeMap:
     """Puts rows of proposals into their cells of a T x T map."""
 
-    def __init__(self, tscale):
-        self.tscale, self._made = tscale, Made()
+    def __init__(self, tscale: int):
+        self.tscale, self._constants = tscale, DeviceConstants()
         self.source = torch.from_numpy(_proposal_rows(tscale).ravel())
         below = self.source == tscale * (tscale + 1) // 2
         self.row = self.source.clone()
@@ -26,12 +36,12 @@ class WholeMap:
     def __reduce__(self):
         return type(self), (self.tscale,)
 
-    def __call__(self, rows):
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """[B, P + 1, C], the last row that of the cells with start > end -> [B, C, T, T], channels last."""
         if exporting():         # fewer kinds of operators: a converter must know them all
             cells = rows.index_select(1, self.source.to(rows.device))
         else:
-            row = self._made("row", rows.device, None, lambda device, dtype: self.row.to(device))
+            row = self._constants("row", rows.device, None, lambda device, dtype: self.row.to(device))
             # Each of these cells gets a row of its own: the gradient sums over them without collisions in memory.
             below = rows[:, -1:].expand(-1, self.tscale ** 2 - rows.shape[1] + 1, -1)
             cells = torch.cat([rows[:, :-1], below], 1).index_select(1, row)
@@ -44,30 +54,41 @@ class CellConvolutions:
     Args:
         tscale: T.
         valid_only: only cells with start <= end are wanted.
+
+    Attributes:
+        first, second: the convolutions: (rows, weight, bias) -> rows.
+        row: int64 [T*T], the row after ``second`` that belongs to each cell of the map.
     """
 
-    def __init__(self, tscale, valid_only):
+    def __init__(self, tscale: int, valid_only: bool):
         self.options = tscale, valid_only
         start, end = np.indices((tscale, tscale))
         source = _proposal_rows(tscale)
         if valid_only:
             wanted = start <= end
-            alike = start, end
+            equal_cell = start, end
         else:
             # Two convolutions reach four diagonals below the main one, and two cells in from the border. Below that
             # a cell equals the one in the corner with the same distance, up to 2, from the last row and first column.
             wanted = (start <= end + 4) | ((start >= tscale - 3) & (end < 3))
-            alike = np.where(start <= end + 4, [start, end], [np.maximum(start, tscale - 3), np.minimum(end, 2)])
+            equal_cell = tuple(np.where(start <= end + 4, [start, end],
+                                        [np.maximum(start, tscale - 3), np.minimum(end, 2)]))
         self.first = _CellConvolution(_neighbourhood(wanted), source, tscale * (tscale + 1) // 2 + 1)
         self.second = _CellConvolution(wanted, self.first.row, self.first.rows)
-        self.row = torch.from_numpy(np.maximum(self.second.row[tuple(alike)], 0).ravel())      # of each cell of the map
+        self.row = torch.from_numpy(np.maximum(self.second.row[equal_cell], 0).ravel())
 
     def __reduce__(self):
-        return type(self), self.options         # copied and pickled as its options, and made anew
+        return type(self), self.options         # copied and pickled as its options, and built anew
 
 
 class _CellConvolution:
-    """One convolution: from rows of the previous layer to rows of this one, an unused row at either end of a run."""
+    """One convolution: from rows of the previous layer to rows of this one, an unused row at either end of a run.
+
+    Args:
+        wanted: bool [T, T], the cells to compute.
+        source: int [T, T], the row of the previous layer that belongs to each cell.
+        sources: number of those rows.
+    """
 
     def __init__(self, wanted, source, sources):
         tscale = len(wanted)
@@ -78,21 +99,23 @@ class _CellConvolution:
         self.row[start[own], end[own]] = np.flatnonzero(own)
         above = start[:, None] + (-1, 0, 1)                                 # [rows, 3], the kernel's three rows
         inside = (above >= 0) & (above < tscale) & (end >= 0)[:, None] & (end < tscale)[:, None]
-        taken = np.zeros(above.shape, np.int64)
-        taken[inside] = source[above[inside], np.broadcast_to(end[:, None], above.shape)[inside]]
-        inside, taken = inside.ravel(), taken.ravel()
-        order = np.flatnonzero(inside)[np.argsort(taken[inside], kind="stable")]
-        self.taken, self.outside = torch.from_numpy(taken), torch.from_numpy(np.flatnonzero(~inside))
-        self.readers = torch.from_numpy(order), torch.from_numpy(np.searchsorted(taken[order], np.arange(sources)))
+        source_row = np.zeros(above.shape, np.int64)
+        source_row[inside] = source[above[inside], np.broadcast_to(end[:, None], above.shape)[inside]]
+        inside, source_row = inside.ravel(), source_row.ravel()             # [rows * 3]
+        self.source_row, self.outside = torch.from_numpy(source_row), torch.from_numpy(np.flatnonzero(~inside))
+        # For the gradient: which of the rows * 3 columns each row of the previous layer went into, as bags.
+        used_by = np.flatnonzero(inside)[np.argsort(source_row[inside], kind="stable")]
+        offset = np.searchsorted(source_row[used_by], np.arange(sources))
+        self.used_by = torch.from_numpy(used_by), torch.from_numpy(offset)
 
-    def __call__(self, rows, weight, bias):
+    def __call__(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """ReLU of the convolution: [rows of the previous layer, C] -> [rows of this one, O]; weight [O, C, 3, 3]."""
         weight = weight.permute(0, 2, 1, 3).reshape(weight.shape[0], -1, 1, 3)          # [O, 3*C, 1, 3]
         return _rows(F.relu_(_Convolve.apply(rows, weight, bias, self)))
 
     def columns(self, rows):
         # [*, C] -> [rows, 3*C]; beyond the border of the map there are zeros
-        return rows.index_select(0, self.taken).index_fill_(0, self.outside, 0).view(self.rows, -1)
+        return rows.index_select(0, self.source_row).index_fill_(0, self.outside, 0).view(self.rows, -1)
 
 
 class _Convolve(torch.autograd.Function):
@@ -111,7 +134,7 @@ class _Convolve(torch.autograd.Function):
         columns = ctx.cells.columns(rows.to(grad.dtype))        # autocast may have cast in between
         grad_weight = torch.stack([grad[1:].t() @ columns[:-1], grad.t() @ columns, grad[:-1].t() @ columns[1:]], -1)
         grad_columns = _rows(_along(grad, weight.to(grad.dtype).flip(3).transpose(0, 1), None))
-        index, offset = ctx.cells.readers
+        index, offset = ctx.cells.used_by
         grad_rows = F.embedding_bag(index, grad_columns.reshape(-1, rows.shape[1]), offset, mode="sum")
         return grad_rows, grad_weight.unsqueeze(2), grad.sum(0), None
 

@@ -12,7 +12,7 @@ import torch
 
 from bmn.errors import UserError
 from bmn.network import boundary_matching
-from bmn.network.boundary_matching import BoundaryMatching, sampling_entries
+from bmn.network.boundary_matching import BoundaryMatching, sampling_weights
 
 RANDOM_OPTIONS = [(2, 1, 2, 0.5), (3, 2, 1, 0.0), (5, 4, 3, 0.5), (7, 3, 2, 1.7), (9, 5, 1, 0.31), (12, 2, 5, 0.05),
                   (13, 7, 4, 1.0), (16, 1, 9, 0.25)]
@@ -21,11 +21,10 @@ CONTRACTIONS = ["bags", "dense"]
 
 def whole(tscale, num_sample, num_sample_perbin, ratio):
     """The weights as the reference holds them: float32 [T, N, T, T], indices t, n, start, end."""
-    key, value = sampling_entries(tscale, num_sample, num_sample_perbin, ratio)
-    proposal, n, t = key // (num_sample * tscale), key // tscale % num_sample, key % tscale
+    proposal, n, t, weight = sampling_weights(tscale, num_sample, num_sample_perbin, ratio)
     start, end = np.triu_indices(tscale)
     weights = np.zeros((tscale, num_sample, tscale, tscale), np.float32)
-    weights[t, n, start[proposal], end[proposal]] = value
+    weights[t, n, start[proposal], end[proposal]] = weight
     return weights
 
 
@@ -41,9 +40,9 @@ def plain(tscale, num_sample, num_sample_perbin, ratio):
             for i in range(count):
                 point = low + step * i
                 fraction, below = math.modf(point)
-                for position, share in ((int(below), 1 - fraction), (math.ceil(point), fraction)):
+                for position, weight in ((int(below), 1 - fraction), (math.ceil(point), fraction)):
                     if 0 <= position < tscale:
-                        weights[position, i // num_sample_perbin, start, end] += share
+                        weights[position, i // num_sample_perbin, start, end] += weight
     return (1.0 / num_sample_perbin * weights).astype(np.float32)
 
 
@@ -59,20 +58,21 @@ def test_weights_are_the_reference_bit_for_bit(golden, name):
 @pytest.mark.parametrize("options", RANDOM_OPTIONS)
 def test_weights_follow_the_definition_bit_for_bit(options):
     np.testing.assert_array_equal(whole(*options), plain(*options))
-    key, value = sampling_entries(*options)
-    assert (np.diff(key) > 0).all() and (value != 0).all()
+    proposal, n, t, weight = sampling_weights(*options)
+    tscale, num_sample = options[:2]
+    assert (np.diff((proposal * num_sample + n) * tscale + t) > 0).all() and (weight != 0).all()
 
 
 def test_proposals_are_taken_in_pieces(monkeypatch):
-    key, value = sampling_entries(9, 3, 2, 0.5)
+    whole_at_once = sampling_weights(9, 3, 2, 0.5)
     monkeypatch.setattr(boundary_matching, "CHUNK", 7)
-    for one, other in zip(sampling_entries(9, 3, 2, 0.5), (key, value)):
+    for one, other in zip(sampling_weights(9, 3, 2, 0.5), whole_at_once):
         np.testing.assert_array_equal(one, other)
 
 
 def test_a_single_point_is_refused():
     with pytest.raises(UserError, match="--num_sample 1 with --num_sample_perbin 1"):
-        sampling_entries(10, 1, 1, 0.5)
+        sampling_weights(10, 1, 1, 0.5)
 
 
 def table_and_bias(options, dtype, batch=(2,), channels=6):
@@ -175,7 +175,7 @@ def test_copies_are_made_anew_and_carry_no_constants():
     wanted = matching(table, bias)
     assert len(pickle.dumps(matching)) < 300
     for copied in (copy.deepcopy(matching), pickle.loads(pickle.dumps(matching))):
-        assert copied.contraction == "dense" and not copied._made.things
+        assert copied.contraction == "dense" and not copied._constants.built
         assert torch.equal(copied(table, bias), wanted)
 
 
