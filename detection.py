@@ -13,7 +13,7 @@ from bmn.results.result_files import read_proposals, write_results
 
 CLASSES = 2             # best classes of a video that its proposals are given
 FILE = "result_detection.json"
-REPORTED = {0.5: 0, 0.75: 5, 0.95: 9}       # tIoU -> place in evaluation.THRESHOLDS
+REPORTED = (0.5, 0.75, 0.95)         # tIoU
 
 
 def evaluate_detection(opt, log=print):
@@ -39,8 +39,9 @@ def evaluate_detection(opt, log=print):
         raise UserError("--result_file %s is where the detections go: give the file of the proposals" % path)
     write_results(path, ((name, json.dumps([dict(zip(("label", "score", "segment"), row)) for row in rows]))
                          for name, rows in detections.items()))
-    for threshold, place in REPORTED.items():
-        log("mAP@%.2f is \t%s" % (threshold, float(precision[place])))
+    at = dict(zip(evaluation.THRESHOLDS.round(2).tolist(), precision.tolist()))
+    for threshold in REPORTED:
+        log("mAP@%.2f is \t%s" % (threshold, at[threshold]))
     log("mAP@0.50:0.05:0.95 is \t%s" % float(precision.mean()))
     log("detections: %s" % path)
     return precision
@@ -138,20 +139,20 @@ def _average_precision(actions, detections, thresholds):
     if not detections:
         return np.zeros(len(thresholds))
     detections = sorted(detections, key=lambda row: -row[0])                # stable: equal scores as they come
-    places = {}                                                             # of the detections of each video
-    for place, (_, name, _) in enumerate(detections):
-        places.setdefault(name, []).append(place)
+    ranks = {}                                                              # of the detections of each video
+    for rank, (_, name, _) in enumerate(detections):
+        ranks.setdefault(name, []).append(rank)
     hit = np.zeros((len(thresholds), len(detections)), bool)
-    for name in actions.keys() & places.keys():
+    for name in actions.keys() & ranks.keys():
         segments = np.array(actions[name], np.float64)
         free = np.ones((len(thresholds), len(segments)), bool)
-        mine = np.array([detections[place][2] for place in places[name]], np.float64)
+        mine = np.array([detections[rank][2] for rank in ranks[name]], np.float64)
         overlap = tiou(mine[:, :1], mine[:, 1:], segments[:, 0], segments[:, 1])        # [detections, actions]
         for candidate in np.flatnonzero((overlap >= thresholds.min()).any(axis=1)):
-            place, row = places[name][candidate], overlap[candidate]
+            rank, row = ranks[name][candidate], overlap[candidate]
             for action in np.argsort(row, kind="stable")[::-1]:             # the free action of highest tIoU
-                take = (row[action] >= thresholds) & free[:, action] & ~hit[:, place]
-                hit[take, place] = True
+                take = (row[action] >= thresholds) & free[:, action] & ~hit[:, rank]
+                hit[take, rank] = True
                 free[take, action] = False
     true = np.cumsum(hit, axis=1)
     recall = true / float(sum(map(len, actions.values())))

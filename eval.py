@@ -132,19 +132,19 @@ def average_recall(ground_truth, proposals, max_avg_nr_proposals=100, tiou_thres
     if number.sum() < 1:
         raise UserError("an average of %g proposals a video leaves none of the %d in the result file, most of which "
                         "are of other videos: give files that belong together" % (wanted, count))
-    share = np.arange(1, 101) / 100.0 * (wanted * float(videos) / number.sum())
-    looked_at = np.minimum((number[:, None] * share).astype(int), number[:, None])      # [V, 100]
+    fraction = np.arange(1, 101) / 100.0 * (wanted * float(videos) / number.sum())
+    looked_at = np.minimum((number[:, None] * fraction).astype(int), number[:, None])      # [V, 100]
     first = first_hits(segments, video_of, kept, tiou_thresholds)
     recall = np.array([(row[:, None] < looked_at[video_of]).sum(axis=0) for row in first]) / float(len(segments))
-    return share * (float(number.sum()) / videos), recall.mean(axis=0), recall
+    return fraction * (float(number.sum()) / videos), recall.mean(axis=0), recall
 
 
 def recall_of_videos(ground_truth, proposals, number=100):
     """Recall of the best ``number`` proposals of each video, mean over the thresholds: {id: recall}."""
     segments, video_of = _flat(ground_truth)
     kept = [ranked(proposals.get(name, np.empty((0, 3))))[:number] for name in ground_truth]
-    share = (first_hits(segments, video_of, kept, THRESHOLDS) < number).mean(axis=0)    # [G]
-    return dict(zip(ground_truth, np.bincount(video_of, share) / np.bincount(video_of)))
+    found = (first_hits(segments, video_of, kept, THRESHOLDS) < number).mean(axis=0)    # [G]
+    return dict(zip(ground_truth, np.bincount(video_of, found) / np.bincount(video_of)))
 
 
 def _flat(ground_truth):

@@ -85,7 +85,7 @@ def grid_soft_nms(score, temporal_scale, opt):
     flat, base = current.reshape(-1), np.arange(batch) * rows
     steps = min(KEPT, rows - 1)
     kept, kept_score = np.empty((steps, batch), int), np.empty((steps + 1, batch))
-    tied = (current < 0).any(axis=1)                                    # not a network's: -1 marks what is taken
+    tied = (current < 0).any(axis=1)                                    # no score of a network; -1 marks what was kept
     for step in range(steps):
         best = current.argmax(axis=1)                                   # [B]
         highest = flat[base + best]

@@ -94,8 +94,8 @@ def _videos(videos, result, maps_of):
     if not known:
         return ""
     chosen = {}
-    for title, place in (("Best", 0), ("Median", len(known) // 2), ("Worst", len(known) - 1)):
-        chosen.setdefault(known[place], title)
+    for title, rank in (("Best", 0), ("Median", len(known) // 2), ("Worst", len(known) - 1)):
+        chosen.setdefault(known[rank], title)
     sections = []
     for (name, title), (confidence_map, start, end) in zip(chosen.items(), maps_of(list(chosen))):
         truth, seconds = sorted(result.ground_truth[video_id(name)]), proposal_seconds(videos[name])

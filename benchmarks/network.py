@@ -196,16 +196,16 @@ def profile(args, ours):
         step = min(seconds(ours.train, batch, precision) for _ in range(3)) / args.batch
         with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as record:
             ours.train(batch, precision)
-        shares = dict.fromkeys([name for name, _ in kinds] + ["everything else"], 0.0)
+        parts = dict.fromkeys([name for name, _ in kinds] + ["everything else"], 0.0)
         for event in record.key_averages():
             kind = next((name for name, parts in kinds if any(part in event.key for part in parts)), "everything else")
-            shares[kind] += event.self_cpu_time_total
-        total = sum(shares.values())
+            parts[kind] += event.self_cpu_time_total
+        total = sum(parts.values())
         print("\n%s: a training step is %.3f s a video; its %.2f GMAC of convolutions and products would take %.3f s "
               "at the rate of a 3x3 convolution: %.0f %%" % (precision, step, 3 * arithmetic(ours.network) / 1e9, floor,
                                                              100 * floor / step))
-        for name, share in sorted(shares.items(), key=lambda item: -item[1]):
-            print("  %-16s %5.1f %%" % (name, 100 * share / total), flush=True)
+        for name, part in sorted(parts.items(), key=lambda item: -item[1]):
+            print("  %-16s %5.1f %%" % (name, 100 * part / total), flush=True)
 
 
 def counts(text):

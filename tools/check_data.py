@@ -50,7 +50,7 @@ def odd_annotations(videos, actions):
     def named(holds):
         return [name for name, video, one in actions if holds(video, *one["segment"])]
 
-    def share(video):
+    def covered(video):
         return float(video["feature_frame"]) / video["duration_frame"]
 
     return [
@@ -63,7 +63,7 @@ def odd_annotations(videos, actions):
          named(lambda video, start, end: end > video["duration_second"] + 1)),
         ("actions have no label", [name for name, _, one in actions if not one.get("label")]),
         ("videos have features for less than 90 % or more than 110 % of their frames",
-         [name for name, video in videos.items() if not 0.9 <= share(video) <= 1.1]),
+         [name for name, video in videos.items() if not 0.9 <= covered(video) <= 1.1]),
     ]
 
 

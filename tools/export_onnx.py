@@ -23,7 +23,7 @@ import torch
 from bmn.errors import UserError, run_as_program
 from bmn.files import check_distinct, replacing
 from bmn.network import onnx_network
-from bmn.network.boundary_matching import sampling_entries
+from bmn.network.boundary_matching import sampling_weights
 from bmn.options import INDEX, NETWORK_OPTIONS, OPTIONS
 from bmn.training import checkpoint
 from models import BMN
@@ -33,7 +33,7 @@ OUTPUTS = list(onnx_network.OUTPUTS)
 
 
 class GivenSampling:
-    """In the place of boundary_matching.BoundaryMatching: the dense product, with weights from outside."""
+    """Replaces BoundaryMatching during an export: the dense product, with weights from outside."""
 
     def __init__(self, weights):
         self.weights = weights          # [P + 1, T*N]
@@ -110,9 +110,9 @@ def export(network, path, batch, opset, exporter):
 def sampling_matrix(network):
     """The sampling weights [P + 1, T*N]: proposals s <= e row by row, and last one that samples nothing."""
     scale, samples = network.temporal_scale, network.num_sample
-    key, value = sampling_entries(scale, samples, network.num_sample_perbin, network.prop_boundary_ratio)
+    proposal, n, t, weight = sampling_weights(scale, samples, network.num_sample_perbin, network.prop_boundary_ratio)
     weights = np.zeros((scale * (scale + 1) // 2 + 1, samples, scale), np.float32)
-    weights.reshape(-1)[key] = value
+    weights[proposal, n, t] = weight
     return np.ascontiguousarray(weights.transpose(0, 2, 1)).reshape(len(weights), -1)
 
 
@@ -147,8 +147,8 @@ def rebuild_sampling(graph, network, weights):
     }
     steps = [           # operator, inputs, output, attributes
         ("Sub", ("distance", "whole"), "d1", {}), ("Sub", ("d1", "fraction"), "d2", {}), ("Abs", ("d2",), "d3", {}),
-        ("Sub", ("one", "d3"), "d4", {}), ("Relu", ("d4",), "share", {}),       # [T, 2T-1, N*K]
-        ("MatMul", ("share", "mean"), "sample", {}), ("Reshape", ("sample", "flat"), "shifted", {}),
+        ("Sub", ("one", "d3"), "d4", {}), ("Relu", ("d4",), "weight", {}),       # [T, 2T-1, N*K]
+        ("MatMul", ("weight", "mean"), "sample", {}), ("Reshape", ("sample", "flat"), "shifted", {}),
         ("Concat", ("shifted", "at_0"), "rows", {"axis": 0}),                   # [T*(2T-1) + P + T, N]
         ("Add", ("row_of_start", "position"), "row_after_0", {}),               # [P + 1, T-1]
         ("Concat", ("row_at_0", "row_after_0"), "row", {"axis": 1}),            # [P + 1, T]

@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.data.annotations import read_annotations, read_video_list
+from bmn.data.feature_files import write_csv
 from bmn.errors import UserError, run_as_program
 from bmn.files import replacing, write_json
 
@@ -33,10 +34,10 @@ def make_videos(count, seed):
     """{name: (subset, fps, annotation entry)} of ``count`` invented videos."""
     random = np.random.RandomState(seed)
     videos = {}
-    shares = np.cumsum([share for _, share in SUBSETS])
+    up_to = np.cumsum([fraction for _, fraction in SUBSETS])
     for i in range(count):
         name = "v_" + "".join(ALPHABET[k] for k in random.randint(0, 64, 11))
-        subset = SUBSETS[int(np.searchsorted(shares, (i + 0.5) / count))][0]
+        subset = SUBSETS[int(np.searchsorted(up_to, (i + 0.5) / count))][0]
         fps = float(random.choice([24.0, 25.0, 29.97, 30.0]))
         frames = int(np.clip(random.lognormal(4.4, 0.6), 12, 240) * fps)
         entry = {"duration_second": round(frames / fps, 2), "duration_frame": frames,
@@ -129,14 +130,6 @@ def write_annotations(folder, videos):
         handle.write("\n".join(["action"] + labels) + "\n")
 
 
-def write_features(path, features):
-    """One csv_mean_<T> file: a header line f0,f1,... and T rows of C numbers."""
-    line = ",".join(["%.6g"] * features.shape[1]) + "\n"
-    with replacing(path) as temporary, open(temporary, "w") as handle:
-        handle.write(",".join("f%d" % i for i in range(features.shape[1])) + "\n")
-        handle.writelines(line % tuple(row) for row in features.tolist())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="data", help="folder to write to (default: %(default)s)")
@@ -155,7 +148,7 @@ def main():
     folder = os.path.join(args.output, "activitynet_feature_cuhk", "csv_mean_%d" % args.temporal_scale)
     for name, (_, _, entry) in videos.items():
         features = plant_features(name, entry, args.temporal_scale, args.feat_dim, args.seed, args.noise)
-        write_features(os.path.join(folder, name + ".csv"), features)
+        write_csv(os.path.join(folder, name + ".csv"), features, digits=6)
     counts = [subset for subset, _, _ in videos.values()]
     print("%d videos in %s: %s" % (len(videos), args.output, json.dumps(
         {subset: counts.count(subset) for subset, _ in SUBSETS})))

@@ -69,10 +69,10 @@ def find_videos(path, opt):
 
 def check_ids(names):
     """UserError where two videos would be one in --output."""
-    alike = same_id(names)
-    if alike:
+    clash = same_id(names)
+    if clash:
         raise UserError("%s and %s would both be video %s in --output: rename one, or predict them apart"
-                        % (alike[0], alike[1], video_id(alike[0])))
+                        % (*clash, video_id(clash[0])))
 
 
 def read_lengths(args, names):

@@ -19,10 +19,10 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn import parallel
 from bmn.data.annotations import read_annotations
-from bmn.data.feature_files import few
+from bmn.data.feature_files import few, write_csv
 from bmn.data.features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
 from bmn.errors import UserError, run_as_program
-from bmn.files import check_writable, replacing, write_json
+from bmn.files import check_writable, write_json
 
 SAMPLES = 3             # of a bin
 MARGIN = 0.0001         # seconds: samples stay this far inside the outermost snippet centres
@@ -107,14 +107,6 @@ def read_raw(source, name, feat_dim, origin):
     return as_snippets(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.path), origin)
 
 
-def write_features(path, features):
-    """One feature file in the published form: a header line f0,f1,... and a row of numbers for each position."""
-    line = ",".join(["%.12g"] * features.shape[1]) + "\n"
-    with replacing(path, durable=False) as temporary, open(temporary, "w") as handle:
-        handle.write(",".join("f%d" % channel for channel in range(features.shape[1])) + "\n")
-        handle.writelines(line % tuple(row) for row in features.tolist())
-
-
 def read_durations(path, names):
     """{name: annotation entry} with usable durations, of all annotated videos; ``names`` must be among them.
 
@@ -155,7 +147,7 @@ def prepare(source, args):
         else:
             features = rescale_snippets(raw, videos[name]["duration_frame"], videos[name]["duration_second"],
                                         args.temporal_scale, args.snippet_frames)
-        write_features(os.path.join(folder, name + ".csv"), features)
+        write_csv(os.path.join(folder, name + ".csv"), features)
         return name, len(raw)
 
     snippets, flaws = {}, []

@@ -39,10 +39,10 @@ def read_videos(opt, subset):
     """
     rows = read_video_list(opt["video_info"])
     listed = {name: None for name, its_subset in rows if subset in its_subset}       # each once, in order
-    alike = same_id(listed)
-    if alike:
+    clash = same_id(listed)
+    if clash:
         raise UserError("--video_info %s lists %s and %s, which are both video %s in a result file: rename one"
-                        % (opt["video_info"], alike[0], alike[1], video_id(alike[0])))
+                        % (opt["video_info"], *clash, video_id(clash[0])))
     if not listed:
         found = ", ".join(sorted({"'%s'" % one for _, one in rows})[:5]) or "no rows"
         raise UserError("--video_info %s lists no video whose subset has the word '%s' (it has %s): check that column"

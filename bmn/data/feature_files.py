@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bmn.errors import UserError
+from bmn.files import replacing
 
 EXTENSIONS = (".csv", ".npy", ".npz")       # of several files of one video the first of these serves
 
@@ -38,6 +39,22 @@ def read_csv(path):
     except ValueError:      # something is odd: look at every cell
         return np.array([[_number(cell, path, number, column) for column, cell in enumerate(line.split(b","), 1)]
                          for number, line in enumerate(lines, 2)])
+
+
+def write_csv(path: str, features: np.ndarray, digits: int = 12):
+    """Write a feature file in the published form: a header line f0,f1,... and a row of numbers for each position.
+
+    Args:
+        features: [positions, C].
+        digits: significant digits of each number.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    line = ",".join(["%%.%dg" % digits] * features.shape[1]) + "\n"
+    with replacing(path, durable=False) as temporary, open(temporary, "w") as handle:
+        handle.write(",".join("f%d" % channel for channel in range(features.shape[1])) + "\n")
+        handle.writelines(line % tuple(row) for row in features.tolist())
 
 
 def _number(cell, path, line, column):

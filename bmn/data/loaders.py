@@ -14,17 +14,17 @@ class TrainingBatches:
 
     Args:
         count: number of videos.
-        share: videos of a batch on each rank.
+        local_batch_size: videos of a batch on each rank.
         seed, rank, world_size: whole numbers.
 
     Raises:
         UserError: fewer videos than a global batch.
     """
 
-    def __init__(self, count, share, seed=0, rank=0, world_size=1):
-        self.count, self.share, self.seed, self.epoch = count, share, seed, 0
-        self.batch_size = share * world_size
-        self.offset = rank * share
+    def __init__(self, count, local_batch_size, seed=0, rank=0, world_size=1):
+        self.count, self.local_batch_size, self.seed, self.epoch = count, local_batch_size, seed, 0
+        self.batch_size = local_batch_size * world_size
+        self.offset = rank * local_batch_size
         if count < self.batch_size:
             raise UserError("--batch_size %d is larger than the %d training videos: give %d or less"
                             % (self.batch_size, count, count))
@@ -37,7 +37,7 @@ class TrainingBatches:
         generator.manual_seed(self.seed * 1000003 + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
         for first in range(self.offset, len(self) * self.batch_size, self.batch_size):
-            yield order[first:first + self.share]
+            yield order[first:first + self.local_batch_size]
 
 
 def rank_blocks(count, rank=0, world_size=1):

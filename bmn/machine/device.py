@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from bmn.errors import UserError
 from bmn.machine import profiling
-from bmn.machine.processes import Place, join
+from bmn.machine.processes import Member, join
 
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
@@ -94,7 +94,7 @@ def choose(wanted):
     raise UserError("--device %s: %s; give --device auto or cpu to go on without" % (wanted, problem))
 
 
-def card(kind, device_id, place):
+def card(kind, device_id, member):
     """The torch.device of this process, by ``--DeviceID`` (a card, or a list: one for each local rank).
 
     The numbers count among the cards that ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES leave visible.
@@ -107,17 +107,17 @@ def card(kind, device_id, place):
     names = str(device_id).split(",")
     if not all(name.strip().isdigit() for name in names):
         raise UserError("--DeviceID %s: give the number of a card, or numbers separated by commas" % device_id)
-    if place.local_rank < len(names):
-        index = int(names[place.local_rank])
+    if member.local_rank < len(names):
+        index = int(names[member.local_rank])
     elif names == ["0"]:                        # the default names no card in particular
-        index = place.local_rank
+        index = member.local_rank
     else:
         raise UserError("--DeviceID %s leaves local rank %d without a card: name one for each process of a machine"
-                        % (device_id, place.local_rank))
+                        % (device_id, member.local_rank))
     count = getattr(torch, kind).device_count()
     if index >= count:
         raise UserError("card %d (--DeviceID %s, local rank %d) is not there: %d %s %s visible%s"
-                        % (index, device_id, place.local_rank, count, kind, "is" if count == 1 else "are",
+                        % (index, device_id, member.local_rank, count, kind, "is" if count == 1 else "are",
                            _visibility(kind)))
     return torch.device(kind, index)
 
@@ -134,10 +134,10 @@ class Runtime:
     that failed first be the last one.
     """
 
-    def __init__(self, kind, device, place, store=None, peers=None):
+    def __init__(self, kind, device, member, store=None, peers=None):
         self.kind, self.device = kind, device
-        self.rank, self.world_size, self.local_rank = place.rank, place.world_size, place.local_rank
-        self.is_main = place.rank == 0
+        self.rank, self.world_size, self.local_rank = member.rank, member.world_size, member.local_rank
+        self.is_main = member.rank == 0
         self._store, self._peers, self._barriers = store, peers, 0
         self._api = None if kind == "cpu" else getattr(torch, kind)
 
@@ -291,14 +291,14 @@ def setup(opt):
     Raises:
         UserError: the device is not to be had, or the processes do not come together.
     """
-    place = Place(opt)
+    member = Member(opt)
     kind, why = choose(opt["device"])
-    device = card(kind, opt["DeviceID"], place)
+    device = card(kind, opt["DeviceID"], member)
     if kind != "cpu":
         getattr(torch, kind).set_device(str(device))
-    store, peers = join(place, kind, BACKENDS[kind]) if place.world_size > 1 else (None, None)
-    runtime = Runtime(kind, device, place, store, peers)
-    many = ", %d processes over %s" % (place.world_size, BACKENDS[kind]) if place.world_size > 1 else ""
+    store, peers = join(member, kind, BACKENDS[kind]) if member.world_size > 1 else (None, None)
+    runtime = Runtime(kind, device, member, store, peers)
+    many = ", %d processes over %s" % (member.world_size, BACKENDS[kind]) if member.world_size > 1 else ""
     runtime.log("device: %s%s%s" % (device, many, " (%s)" % why if why else ""))
     return runtime
 

@@ -30,8 +30,8 @@ HELLO_SECONDS = 10.0
 GRACE_SECONDS = 5.0
 
 
-class Place:
-    """Which process this is: ``rank`` of ``world_size``, ``local_rank`` on its machine."""
+class Member:
+    """This process as a member of the run: ``rank`` of ``world_size``, ``local_rank`` on its machine."""
 
     def __init__(self, opt):
         """Read the launcher's environment (torchrun, torch.distributed.launch), else the options of the old port.
@@ -66,11 +66,11 @@ def _number(name, default=None):
         raise UserError("%s=%s in the environment is not a number: let the launcher set it" % (name, text)) from None
 
 
-def join(place, kind, backend):
+def join(member, kind, backend):
     """Meet the other processes and make the process group.
 
     Args:
-        place: this process's :class:`Place`.
+        member: this process's :class:`Member`.
         kind: the device it chose; all must have chosen the same.
         backend: of torch.distributed.
 
@@ -82,19 +82,19 @@ def join(place, kind, backend):
     """
     os.environ.setdefault("MASTER_ADDR", MASTER[0])
     os.environ.setdefault("MASTER_PORT", MASTER[1])
-    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
+    os.environ.update(RANK=str(member.rank), WORLD_SIZE=str(member.world_size))
     try:
         store, _, _ = next(rendezvous("env://", timeout=JOIN_WITHIN))
-        peers = Peers(store, place.rank, place.world_size, os.environ["MASTER_ADDR"], JOIN_WITHIN.total_seconds())
-        store.set("bmn/kind/%d" % place.rank, kind)
-        kinds = [store.get("bmn/kind/%d" % rank).decode() for rank in range(place.world_size)]
+        peers = Peers(store, member.rank, member.world_size, os.environ["MASTER_ADDR"], JOIN_WITHIN.total_seconds())
+        store.set("bmn/kind/%d" % member.rank, kind)
+        kinds = [store.get("bmn/kind/%d" % rank).decode() for rank in range(member.world_size)]
         if len(set(kinds)) == 1:
-            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size,
+            dist.init_process_group(backend, store=store, rank=member.rank, world_size=member.world_size,
                                     timeout=EXCHANGE_WITHIN)
             return store, peers
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError("rank %d of %d could not join the others at %s:%s (MASTER_ADDR, MASTER_PORT): %s"
-                        % (place.rank, place.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"],
+                        % (member.rank, member.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"],
                            (str(error) or repr(error)).splitlines()[0])) from None
     raise UserError("the processes chose different devices (%s): give the same --device to all"
                     % ", ".join("rank %d %s" % pair for pair in enumerate(kinds)))

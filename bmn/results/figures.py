@@ -99,17 +99,17 @@ def training_curve(epochs):
     figure = new_figure(SMALL)
     titles = {"total": "total", "tem": "TEM", "pem_reg": "PEM regression", "pem_cls": "PEM classification"}
     numbers = [one["epoch"] for one in epochs]
-    for place, (name, title) in enumerate(titles.items(), 1):
-        axes = figure.add_subplot(2, 2, place)
+    for number, (name, title) in enumerate(titles.items(), 1):
+        axes = figure.add_subplot(2, 2, number)
         for subset, colour in (("train", START_COLOUR), ("validation", END_COLOUR)):
             axes.plot(numbers, [one[subset][name] for one in epochs], "o-", color=colour, markersize=3.5, label=subset)
         axes.set_title(title, fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=9)
         axes.grid(True, alpha=0.4)
-        if place == 1:
+        if number == 1:
             axes.legend(fontsize=9, frameon=False)
-        if place > 2:
+        if number > 2:
             axes.set_xlabel("epoch", fontsize=10)
     return figure
 
@@ -141,9 +141,9 @@ def prediction_in_two(seconds, start, end, confidence_map, proposals, truth=()):
     return time_axis, confidence
 
 
-def draw_boundaries_and_time_axis(figure, place, seconds, start, end, proposals, truth):
+def draw_boundaries_and_time_axis(figure, grid_cell, seconds, start, end, proposals, truth):
     """Both on one axis of seconds, one above the other, annotated actions shaded."""
-    rows = GridSpecFromSubplotSpec(2, 1, subplot_spec=place, height_ratios=(1, 1.3))
+    rows = GridSpecFromSubplotSpec(2, 1, subplot_spec=grid_cell, height_ratios=(1, 1.3))
     curves = figure.add_subplot(rows[0])
     at = np.arange(len(start)) * seconds / len(start)
     curves.plot(at, start, color=START_COLOUR, label="start")
@@ -198,9 +198,9 @@ def _extent(first, last, label, seconds):
     return first, max(last, first + width)
 
 
-def draw_confidence(figure, place, seconds, confidence_map, truth):
+def draw_confidence(figure, grid_cell, seconds, confidence_map, truth):
     """Confidence (classification times regression) of each pair of start and end; annotated actions as circles."""
-    axes = figure.add_subplot(place)
+    axes = figure.add_subplot(grid_cell)
     confidence = confidence_map[0] * confidence_map[1]              # [start, end]
     above = np.tri(len(confidence), dtype=bool).T                   # start <= end
     image = axes.imshow(np.ma.masked_where(~above, confidence).T, origin="lower", extent=(0, seconds, 0, seconds),

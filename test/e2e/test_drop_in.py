@@ -139,7 +139,7 @@ def scores(package, path):
             for name, proposals in json.loads(package.text(path))["results"].items()}
 
 
-def alike(found, wanted):
+def assert_close(found, wanted):
     assert list(found) == list(wanted) and found
     for name in wanted:
         np.testing.assert_allclose(found[name], wanted[name], rtol=2e-4, atol=1e-7)
@@ -165,7 +165,7 @@ def test_offline_inference_in_the_reference_s_place(package):
                       "--save_fig_path", "own/curve.jpg", "--save_csv", 0)
     assert own.returncode == 0, own.stderr
     assert ar(printed) == pytest.approx(ar(own.stdout), abs=1e-9) and len(ar(printed)) == 4
-    alike(scores(package, "output/result_proposal.json"), scores(package, "own/result.json"))
+    assert_close(scores(package, "output/result_proposal.json"), scores(package, "own/result.json"))
 
 
 @pytest.mark.slow
@@ -181,4 +181,4 @@ def test_inference_on_an_onnx_file(package):
         assert process.returncode == 0, process.stderr
         outputs[name] = ar(process.stdout)
     assert outputs["onnx"] == pytest.approx(outputs["torch"], abs=1e-9)
-    alike(scores(package, "onnx/result.json"), scores(package, "torch/result.json"))
+    assert_close(scores(package, "onnx/result.json"), scores(package, "torch/result.json"))

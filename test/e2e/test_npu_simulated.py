@@ -121,8 +121,8 @@ with device.setup(with_defaults({"device": "npu", "DeviceID": "0,0"})) as runtim
     optimizer = torch.optim.SGD(model.parameters(), lr=1)
     for step in range(2):
         batch = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(step))
-        share = 4 // runtime.world_size
-        mine = batch[runtime.rank * share:(runtime.rank + 1) * share].to(runtime.device)
+        size = 4 // runtime.world_size
+        mine = batch[runtime.rank * size:(runtime.rank + 1) * size].to(runtime.device)
         optimizer.zero_grad()
         sum((output ** 2).mean() for output in model(mine)).backward()      # means over videos, unlike BMN's losses
         optimizer.step()

@@ -10,7 +10,7 @@ import torch
 from bmn.errors import UserError
 from bmn.machine import device
 from bmn.machine.device import TORCH, card, choose, npu_problem
-from bmn.machine.processes import Place
+from bmn.machine.processes import Member
 from bmn.options import with_defaults
 
 HCCL_MISSING = "libhccl.so: cannot open shared object file: No such file or directory"
@@ -112,18 +112,18 @@ def test_auto_takes_the_first_that_is_there(monkeypatch, install):
     assert choose("cpu") == ("cpu", "")
 
 
-def place(local_rank=0, world_size=1):
+def member(local_rank=0, world_size=1):
     return types.SimpleNamespace(rank=local_rank, local_rank=local_rank, world_size=world_size)
 
 
 def test_which_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert card("cuda", "0", place()) == torch.device("cuda", 0)
-    assert card("cuda", "3", place()).index == 3
-    assert [card("cuda", "0", place(k, 8)).index for k in range(8)] == list(range(8))
-    assert [card("cuda", "4,5, 6,7", place(k, 4)).index for k in range(4)] == [4, 5, 6, 7]
-    assert [card("cuda", "0,0", place(k, 2)).index for k in range(2)] == [0, 0]
-    assert card("cpu", "whatever", place(5, 8)) == torch.device("cpu")
+    assert card("cuda", "0", member()) == torch.device("cuda", 0)
+    assert card("cuda", "3", member()).index == 3
+    assert [card("cuda", "0", member(k, 8)).index for k in range(8)] == list(range(8))
+    assert [card("cuda", "4,5, 6,7", member(k, 4)).index for k in range(4)] == [4, 5, 6, 7]
+    assert [card("cuda", "0,0", member(k, 2)).index for k in range(2)] == [0, 0]
+    assert card("cpu", "whatever", member(5, 8)) == torch.device("cpu")
 
 
 def test_which_card_is_not_there(monkeypatch):
@@ -131,11 +131,11 @@ def test_which_card_is_not_there(monkeypatch):
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,5")
     with pytest.raises(UserError, match=r"card 2 \(--DeviceID 0, local rank 2\) is not there: 2 npu are visible "
                                         r"\(ASCEND_RT_VISIBLE_DEVICES=4,5\)"):
-        card("npu", "0", place(2, 3))
+        card("npu", "0", member(2, 3))
     with pytest.raises(UserError, match="--DeviceID 1 leaves local rank 1 without a card"):
-        card("npu", "1", place(1, 2))
+        card("npu", "1", member(1, 2))
     with pytest.raises(UserError, match="--DeviceID npu:0: give the number"):
-        card("npu", "npu:0", place())
+        card("npu", "npu:0", member())
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_random_state_comes_back(runtime, tmp_path):
 
 
 def test_a_batch_that_cannot_be_divided():
-    three = device.Runtime("cpu", torch.device("cpu"), Place({"is_distributed": 1, "world_size": 3, "local_rank": 1}))
+    three = device.Runtime("cpu", torch.device("cpu"), Member({"is_distributed": 1, "world_size": 3, "local_rank": 1}))
     assert three.local_batch_size(12) == 4
     with pytest.raises(UserError, match=r"--batch_size 16 cannot be divided evenly among 3 .* a multiple of 3"):
         three.local_batch_size(16)

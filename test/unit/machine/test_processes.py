@@ -12,7 +12,7 @@ import torch
 
 from bmn.errors import UserError, run_as_program
 from bmn.machine import device, processes
-from bmn.machine.processes import Place
+from bmn.machine.processes import Member
 from bmn.options import with_defaults
 
 OPTIONS = {"is_distributed": 0, "world_size": 1, "local_rank": 0}
@@ -26,33 +26,33 @@ def no_launcher(monkeypatch):
 
 
 def test_alone():
-    place = Place(OPTIONS)
-    assert (place.rank, place.local_rank, place.world_size) == (0, 0, 1)
+    member = Member(OPTIONS)
+    assert (member.rank, member.local_rank, member.world_size) == (0, 0, 1)
 
 
 def test_torchrun(monkeypatch):
     for name, value in (("RANK", "11"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "16")):
         monkeypatch.setenv(name, value)
-    place = Place(OPTIONS)
-    assert (place.rank, place.local_rank, place.world_size) == (11, 3, 16)
-    assert Place(dict(OPTIONS, is_distributed=1, world_size=16, local_rank=3)).rank == 11      # as the old launcher
+    member = Member(OPTIONS)
+    assert (member.rank, member.local_rank, member.world_size) == (11, 3, 16)
+    assert Member(dict(OPTIONS, is_distributed=1, world_size=16, local_rank=3)).rank == 11      # as the old launcher
     with pytest.raises(UserError, match=r"--world_size 8, but the launcher started 16 processes \(WORLD_SIZE\)"):
-        Place(dict(OPTIONS, world_size=8))
+        Member(dict(OPTIONS, world_size=8))
     monkeypatch.setenv("RANK", "16")
     with pytest.raises(UserError, match="this is rank 16 of 16 processes"):
-        Place(OPTIONS)
+        Member(OPTIONS)
     monkeypatch.setenv("RANK", "x")
     with pytest.raises(UserError, match="RANK=x in the environment is not a number"):
-        Place(OPTIONS)
+        Member(OPTIONS)
 
 
 def test_the_old_options():
-    place = Place({"is_distributed": 1, "world_size": 8, "local_rank": 3})
-    assert (place.rank, place.local_rank, place.world_size) == (3, 3, 8)
+    member = Member({"is_distributed": 1, "world_size": 8, "local_rank": 3})
+    assert (member.rank, member.local_rank, member.world_size) == (3, 3, 8)
     with pytest.raises(UserError, match="this is rank 8 of 8 processes"):
-        Place({"is_distributed": 1, "world_size": 8, "local_rank": 8})
+        Member({"is_distributed": 1, "world_size": 8, "local_rank": 8})
     with pytest.raises(UserError, match="--world_size 8 without --is_distributed 1"):
-        Place({"is_distributed": 0, "world_size": 8, "local_rank": 0})
+        Member({"is_distributed": 0, "world_size": 8, "local_rank": 0})
 
 
 def test_the_others_never_come(monkeypatch):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bmn.data.annotations import read_videos
+from bmn.data.feature_files import write_csv
 from bmn.data.segments import annotated_seconds
 
 
@@ -43,7 +44,7 @@ def test_files_are_read_back(videos, tmp_path):
 
     name, (_, _, entry) = next(iter(videos.items()))
     features = sample.plant_features(name, entry, 16, 8, seed=1)
-    sample.write_features(str(tmp_path / "x.csv"), features)
+    write_csv(str(tmp_path / "x.csv"), features, digits=6)
     table = pd.read_csv(str(tmp_path / "x.csv"))
     assert list(table.columns) == ["f%d" % i for i in range(8)]
     np.testing.assert_allclose(table.values, features, rtol=1e-5)

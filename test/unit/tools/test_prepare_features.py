@@ -8,7 +8,7 @@ import pytest
 import small_data
 from prepare_features import rescale_linearly, rescale_snippets
 
-from bmn.data.feature_files import read_csv
+from bmn.data.feature_files import read_csv, write_csv
 from bmn.errors import UserError
 
 
@@ -145,7 +145,7 @@ def test_what_is_told_of_an_hdf5_file(tmp_path, monkeypatch, content, parts):
 
 def test_the_disk_is_not_waited_for_thousands_of_times(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", None)
-    prepare_features.write_features(str(tmp_path / "v_a.csv"), np.ones((2, 3)))
+    write_csv(str(tmp_path / "v_a.csv"), np.ones((2, 3)))
     assert os.listdir(str(tmp_path)) == ["v_a.csv"]
 
 

@@ -20,19 +20,19 @@ def damaged(content, generator):
     """``content`` cut, or with bits, bytes or a block changed; half the time near its beginning."""
     content = bytearray(content)
 
-    def place():
+    def position():
         return generator.randrange(min(len(content), 4000) if generator.random() < 0.5 else len(content))
 
     kind = generator.choice(["cut", "bit", "bytes", "block"])
     if kind == "cut":
-        return bytes(content[:place()])
+        return bytes(content[:position()])
     if kind == "bit":
-        content[place()] ^= 1 << generator.randrange(8)
+        content[position()] ^= 1 << generator.randrange(8)
     elif kind == "bytes":
         for _ in range(5):
-            content[place()] = generator.randrange(256)
+            content[position()] = generator.randrange(256)
     else:
-        at = place()
+        at = position()
         content[at:at + 64] = bytes(64)[:len(content) - at]
     return bytes(content)
 
