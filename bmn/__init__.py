@@ -1,1 +1,2 @@
-"""Private code of BMN: what every wing stands on (errors, files, processes, options)."""
+"""The private code of BMN. Every wing stands on the modules here: errors, files, the pool of processes, the options."""
+__version__ = "1.1.0.dev0"

@@ -2,7 +2,8 @@
 # make test-legacy: PyTorch 1.5.0 and 1.8.1, each in an environment of its own (.venv-1.5, .venv-1.8, kept for the next
 # time): the unit tests with the golden figures there, then whole runs and checkpoints exchanged with the newest PyTorch.
 #
-# PYTHON is the newest one's interpreter, PYTHON37 a Python 3.7 (else one is looked for; without any, all is skipped).
+# PYTHON is the newest one's interpreter, PYTHON37 a Python 3.7; without it one is looked for. Where there is none, all
+# of this is skipped, or, with BMN_REQUIRE_LEGACY=1, fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -34,7 +35,11 @@ make_environment() {
 
 python37=$(find_python37)
 if [ -z "$python37" ]; then
-    echo "PyTorch 1.5 and 1.8: skipped, there is no Python 3.7 here (PYTHON37=... names one)"
+    if [ "${BMN_REQUIRE_LEGACY:-}" = 1 ]; then
+        echo "PyTorch 1.5 and 1.8: nothing was tested, because there is no Python 3.7 here (PYTHON37=... names one)" >&2
+        exit 1
+    fi
+    echo "PyTorch 1.5 and 1.8: skipped, because there is no Python 3.7 here (PYTHON37=... names one)"
     exit 0
 fi
 for version in 1.5 1.8; do

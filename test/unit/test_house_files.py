@@ -2,7 +2,9 @@
 import glob
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ STATEMENT = "public_address_statement.md"
 
 
 def test_every_public_address_is_stated():
-    sources = [path for folder in ("", "docs", "tools", "benchmarks", "test", "test/*")
+    sources = [path for folder in ("", "bmn", "bmn/*", "docs", "tools", "benchmarks", "test", "test/*", "test/*/*")
                for kind in ("*.py", "*.sh", "*.md", "*.txt", "*.toml", "*.html")
                for path in glob.glob(os.path.join(ROOT, folder, kind))]
     stated = Path(ROOT, STATEMENT).read_text(encoding="utf-8")
@@ -44,3 +46,45 @@ def test_model_levels_are_those_of_the_modelzoo():
 def test_make_refuses_what_it_cannot_use(target, variables, words):
     done = subprocess.run(("make", "-C", ROOT, target) + variables, capture_output=True, text=True, check=False)
     assert done.returncode and words in done.stderr
+
+
+def test_version_is_the_same_everywhere():
+    import bmn
+    for name, line in (("pyproject.toml", r'^version = "(.+)"$'), ("CITATION.cff", r"^version: (.+)$")):
+        assert re.search(line, Path(ROOT, name).read_text(encoding="utf-8"), re.M).group(1) == bmn.__version__
+    assert re.search(r"^## (\S+)", Path(ROOT, "CHANGELOG.md").read_text(encoding="utf-8"), re.M).group(1) == (
+        bmn.__version__.partition(".dev")[0])
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_the_tree_names_every_module(document):
+    """... and no module that is not there."""
+    text = Path(ROOT, document).read_text(encoding="utf-8")
+    tree = re.search(r"```\n(main\.py .*?)```", text, re.S).group(1)
+    folders = ("", "bmn/", "bmn/*/") + (("tools/", "benchmarks/") if document == "README.md" else ())
+    modules = {os.path.basename(path) for folder in folders for path in glob.glob(os.path.join(ROOT, folder, "*.py"))}
+    assert set(re.findall(r"\w+\.py\b", tree)) == modules - {"__init__.py"}
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    program, = re.findall(r"```python\n(.*?)```", Path(ROOT, "README.md").read_text(encoding="utf-8"), re.S)
+    prepare = """
+import os, torch
+from models import BMN
+os.makedirs("checkpoint")
+torch.save({"epoch": 1, "state_dict": BMN({}).state_dict()}, "checkpoint/BMN_best.pth.tar")
+"""
+    done = subprocess.run([sys.executable, "-c", prepare + program], cwd=str(tmp_path), capture_output=True, text=True,
+                          env=dict(os.environ, PYTHONPATH=ROOT), check=False)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 3, done.stderr
+
+
+@pytest.mark.parametrize("required", ["", "1"])
+def test_old_pytorch_that_cannot_be_tried_is_told_and_may_be_required(tmp_path, required):
+    path = "/usr/bin:/bin"
+    if shutil.which("python3.7", path=path):
+        pytest.skip("there is a Python 3.7 in %s" % path)
+    environment = {"PATH": path, "HOME": str(tmp_path), "BMN_REQUIRE_LEGACY": required}
+    done = subprocess.run(["bash", os.path.join(ROOT, "test", "legacy.sh")], env=environment, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == bool(required) and "there is no Python 3.7 here" in done.stdout + done.stderr
