@@ -1,8 +1,8 @@
-"""In the reference's place: programs that put its folder on sys.path and import its names run on ours, unchanged.
+"""Programs that put the reference's folder on sys.path and import its names run on ours, unchanged.
 
 The programs here do what Ascend's offline-inference package for BMN does, with the same imports and calls: a module
 ``opts`` of their own comes first on the path, the working directory is another, options are a dict of the reference's
-keys only.
+keys only. They also have modules of their own with everyday names, which we must not need.
 """
 import json
 import os
@@ -16,6 +16,8 @@ from conftest import ROOT, Workshop
 SCALE = ("--temporal_scale", "20", "--feat_dim", "8")
 COMMON = ("--device", "cpu", "--num_workers", "0", "--opt_level", "O0") + SCALE + ("--num_sample", "8")
 
+CALLERS_OWN = ("errors", "defaults", "files", "device", "features", "parallel", "segments", "processes", "loaders",
+               "profiling", "figures", "report", "checkpoint", "annotations", "amp", "engine", "detection", "options")
 PROGRAMS = {
     "opts.py": """
 def parse_opt():
@@ -110,6 +112,8 @@ def package(tmp_path_factory):
     (workshop.folder / "BMN-Boundary-Matching-Network").symlink_to(ROOT)
     for name, text in PROGRAMS.items():
         (workshop.folder / name).write_text(text)
+    for name in CALLERS_OWN:
+        (workshop.folder / (name + ".py")).write_text("OWNER = 'the caller'\n")
     with open(str(workshop.folder / "data/activitynet_annotations/anet_anno_action.json")) as handle:
         videos = json.load(handle)
     with open(str(workshop.folder / "data/activitynet_annotations/video_info_new.csv")) as handle:
@@ -122,7 +126,12 @@ def package(tmp_path_factory):
     return workshop
 
 
-def program(package, name):
+def program(package, name, loads_its_modules_first=True):
+    """Run one of PROGRAMS, which also uses all of CALLERS_OWN."""
+    text = PROGRAMS[name]
+    load = "import %s\nassert all(module.OWNER == 'the caller' for module in (%s))\n" % (
+        (", ".join(CALLERS_OWN),) * 2)
+    (package.folder / name).write_text(load + text if loads_its_modules_first else text + load)
     process = subprocess.run([sys.executable, name], cwd=str(package.folder), env=package.environment(),
                              capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
@@ -149,7 +158,7 @@ def assert_close(found, wanted):
 def test_offline_inference_in_the_reference_s_place(package):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the Python package onnxruntime")
     pytest.importorskip("onnxscript", reason="needs the Python package onnxscript")
-    program(package, "to_onnx.py")
+    program(package, "to_onnx.py", loads_its_modules_first=False)
     program(package, "prepare.py")
     session = onnxruntime.InferenceSession(str(package.folder / "bmn.onnx"))
     (package.folder / "outputs").mkdir()

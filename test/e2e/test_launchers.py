@@ -71,7 +71,7 @@ def copy_project(root, data):
     for name in os.listdir(ROOT):
         if name.endswith((".py", ".sh")):
             shutil.copy(os.path.join(ROOT, name), str(root))
-    for name in ("test", "tools"):
+    for name in ("bmn", "test", "tools"):
         shutil.copytree(os.path.join(ROOT, name), str(root / name),
                         ignore=shutil.ignore_patterns("output", "__pycache__", "unit", "e2e"))
     (root / "data").symlink_to(data)
