@@ -12,7 +12,7 @@ ifneq ($(words $(VENV)),1)
 $(error VENV is "$(VENV)": give the name of a folder, without spaces, or none)
 endif
 ifeq ($(VENV),none)
-RUN := $(shell command -v "$(PYTHON)")
+RUN := $(abspath $(shell command -v "$(PYTHON)"))
 ifeq ($(RUN),)
 $(error there is no program PYTHON=$(PYTHON): give the interpreter that has PyTorch)
 endif

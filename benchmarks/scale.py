@@ -2,9 +2,9 @@
 
     python3 benchmarks/scale.py [--figure docs/images/scale.png]
 
-Ours alone, about a quarter of an hour. Batch and T: a training step and an inference in fresh processes of one thread
-(network.py). Videos: a whole training epoch with its validation, and a whole inference, from the command line.
-Processes: the same epoch under torchrun, each process on one thread; more of them than processors gain nothing.
+It measures ours alone, in about a quarter of an hour. Batch and T: a training step and an inference in fresh processes
+of one thread (network.py). Videos: a whole training epoch with its validation, and a whole inference, from the command
+line. Processes: the same epoch under torchrun, each process on one thread; more processes than processors gain nothing.
 """
 import argparse
 import os
@@ -20,8 +20,8 @@ from network import PRECISIONS, fresh
 
 from bmn.errors import run_as_program
 from bmn.files import check_writable
+from bmn.options import COUNT
 from bmn.results import figures
-from opts import COUNT
 
 BATCHES, SCALES, VIDEOS = (1, 2, 4, 8, 16), (50, 100, 200, 400), (50, 100, 200, 400)
 WORKS = (("train", "training step", "#0072b2"), ("infer", "inference", "#d55e00"))
@@ -45,7 +45,7 @@ def show_last(found):
 
 
 def by_videos(folder):
-    """{work: [(videos, processor seconds, MB)]} of whole runs; the sample data is left in ``folder``."""
+    """{work: [(videos, processor seconds, MB)]} of whole runs; the sample data stays in ``folder``."""
     print("\nvideos, training and validation: processor seconds of a run, MB")
     found = {"training epoch": [], "inference": []}
     for videos in VIDEOS:
@@ -81,8 +81,8 @@ def draw(columns):
     axes = figure.subplots(2, len(columns), sharex="col")
     for (above, below), (label, what, lines, scale) in zip(axes.T, columns):
         for (name, points), (_, _, colour) in zip(lines.items(), WORKS):
-            x, figure_of, memory = zip(*points)
-            above.plot(x, figure_of, "o-", color=colour, label=name)
+            x, values, memory = zip(*points)
+            above.plot(x, values, "o-", color=colour, label=name)
             below.plot(x, memory, "o-", color=colour)
         above.set_title(what, fontsize=10)
         below.set_title("peak memory (MB)", fontsize=10)
@@ -104,7 +104,7 @@ def draw(columns):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--figure", help="picture to draw, by its ending .png, .svg or .pdf")
+    parser.add_argument("--figure", help="picture to draw; its name ends in .png, .svg or .pdf")
     parser.add_argument("--processes", type=COUNT, default=os.cpu_count(), help="most processes (default: processors)")
     args = parser.parse_args()
     if args.figure:

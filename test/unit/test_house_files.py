@@ -88,3 +88,13 @@ def test_old_pytorch_that_cannot_be_tried_is_told_and_may_be_required(tmp_path, 
     done = subprocess.run(["bash", os.path.join(ROOT, "test", "legacy.sh")], env=environment, capture_output=True,
                           text=True, check=False)
     assert done.returncode == bool(required) and "there is no Python 3.7 here" in done.stdout + done.stderr
+
+
+def test_make_takes_an_interpreter_by_a_relative_path(tmp_path):
+    """... although `make demo` changes the folder."""
+    (tmp_path / "python").symlink_to(sys.executable)
+    for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
+        shutil.copy(os.path.join(ROOT, name), str(tmp_path))
+    done = subprocess.run(["make", "-n", "demo", "VENV=none", "PYTHON=./python"], cwd=str(tmp_path),
+                          capture_output=True, text=True, check=False)
+    assert "cd demo && %s/python ../main.py" % tmp_path in done.stdout
