@@ -1,4 +1,6 @@
-"""Videos as the network sees them: features C x T, and for training their labels: IoU map, start, end."""
+"""Videos as the network gets them: features C x T, and in training also the labels: IoU map, start and end."""
+from typing import Any, Tuple
+
 import numpy as np
 import torch
 
@@ -11,21 +13,23 @@ from bmn.parallel import processors
 
 
 class VideoDataSet(torch.utils.data.Dataset):
-    """The videos of one subset that have features.
+    """The videos of one subset; with ``opt["skip_missing"]`` only those that have features.
 
     Items are float32 tensors. With ``opt["mode"] == "train"``: (features [C, T], IoU map [T, T], start [T], end [T]),
     else (index, features [C, T]); ``video_list[index]`` is the name, ``videos[name]`` its annotation entry.
 
     Args:
-        opt: dict of options; what is missing takes its default, ``feature_path`` serves where ``data_path`` is not.
-        subset: word that the subset of a video contains: "train", "validation", "testing".
-        features: what ``features.open_features`` gave; None reads the feature files themselves, without a cache.
+        opt: dict of options. A missing option gets its default; ``feature_path`` is read where there is no
+            ``data_path``.
+        subset: the word that the subset of these videos contains: "train", "validation" or "testing".
+        features: what ``features.open_features`` returned; None reads the feature files directly, without a cache.
 
     Raises:
-        UserError: annotations or features that cannot be used; without ``features`` also from the items.
+        UserError: the annotations or features cannot be used. An item also raises it, where its features cannot be
+            read.
     """
 
-    def __init__(self, opt, subset="train", features=None):
+    def __init__(self, opt: dict, subset: str = "train", features: Any = None):
         opt = with_defaults(opt)
         self.subset = subset
         self.mode = opt["mode"]
@@ -34,13 +38,13 @@ class VideoDataSet(torch.utils.data.Dataset):
         skip = opt["skip_missing"]
         self.videos = {name: video for name, video in videos.items() if not skip or name in self.features}
         self.video_list = list(self.videos)
-        self.left_out = len(videos) - len(self.videos)      # by skip_missing
+        self.left_out = len(videos) - len(self.videos)      # because of skip_missing
         self.labels = Labels(opt["temporal_scale"])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.video_list)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple:
         name = self.video_list[index]
         features = torch.from_numpy(self.features.read(name))
         if self.mode != "train":
@@ -55,20 +59,20 @@ class Labels:
         temporal_scale: T.
     """
 
-    def __init__(self, temporal_scale):
+    def __init__(self, temporal_scale: int):
         self.temporal_scale = temporal_scale
-        # Multiples of 1/T, not quotients: the reference's rounding, to the last bit.
+        # These are multiples of 1/T and not quotients, so that they are rounded exactly as in the reference.
         self.gap = 1.0 / temporal_scale
         position = np.arange(temporal_scale)
         self.anchor_start = self.gap * (position - 0.5)
         self.anchor_end = self.gap * (position + 0.5)
-        # Only pairs with start <= end are computed: half the map.
+        # Only pairs with start <= end are computed, which is half of the map.
         start, end = np.triu_indices(temporal_scale)
         self.pair_start, self.pair_end = start * self.gap, (end + 1) * self.gap
         self.pair_cell = start * temporal_scale + end
 
-    def __call__(self, video):
-        """(IoU map [T, T], start [T], end [T]) of an annotation entry; a video without annotations gives zeros."""
+    def __call__(self, video: dict) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(IoU map [T, T], start [T], end [T]) of an annotation entry. A video without annotations gives zeros."""
         size = self.temporal_scale
         iou_map = np.zeros((size, size), np.float32)
         if not video["annotations"]:
@@ -82,17 +86,18 @@ class Labels:
         return iou_map, self._boundary(start), self._boundary(end)
 
     def _boundary(self, position):
-        """Share of each anchor that lies within 1.5/T of any ``position`` [S, 1]: float32 [T]."""
+        """Fraction of each anchor within 1.5/T of a ``position`` [S, 1], the largest over all of them: float32 [T]."""
         reach = 3 * self.gap / 2
         covered = segments.intersection(self.anchor_start, self.anchor_end, position - reach, position + reach)
         return (covered / (self.anchor_end - self.anchor_start)).max(axis=0).astype(np.float32)
 
 
-def default_workers(runtime, features):
-    """Processes that load data for each rank where ``--num_workers`` leaves it to us.
+def default_workers(runtime: Any, features: Any) -> int:
+    """Number of processes that load data for each rank, where ``--num_workers`` is not given.
 
-    A video costs 0.2 ms from packed features and 10 ms from text. On a CPU the network takes a hundred times the
-    former and wants every processor for itself; beside a card two processes keep ahead of it.
+    To load a video takes 0.2 ms from packed features and 10 ms from text. A CPU needs a hundred times 0.2 ms for the
+    network and uses every processor for it, so packed features get no process there. For a card two are enough; text
+    gets up to 8.
     """
     processors_of_a_rank = max(processors() // runtime.world_size, 1)
     if isinstance(features, PackedFeatures):

@@ -1,6 +1,7 @@
 """Temporal action detection: proposals times the classes of whole videos, and mAP by ActivityNet's protocol."""
 import json
 import os
+from typing import Callable, Collection, Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -11,16 +12,17 @@ from bmn.errors import UserError
 from bmn.files import read_json
 from bmn.results.result_files import read_proposals, write_results
 
-CLASSES = 2             # best classes of a video that its proposals are given
+CLASSES = 2             # number of best classes of a video that each of its proposals gets
 FILE = "result_detection.json"
 REPORTED = (0.5, 0.75, 0.95)         # tIoU
 
 
-def evaluate_detection(opt, log=print):
-    """Classify the proposals of opt["result_file"], measure mAP, write result_detection.json beside it.
+def evaluate_detection(opt: dict, log: Callable[[str], None] = print) -> np.ndarray:
+    """Classify the proposals of opt["result_file"], measure mAP, and write result_detection.json into its folder.
 
     Args:
         opt: complete dict; result_file, classification_file, ground_truth, video_info and video_anno are read.
+        log: called with one line at a time.
 
     Returns:
         mAP at each of evaluation.THRESHOLDS: float64 [10].
@@ -36,7 +38,7 @@ def evaluate_detection(opt, log=print):
     precision = mean_average_precision(ground_truth, detections)
     path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
     if os.path.abspath(path) == os.path.abspath(opt["result_file"]):
-        raise UserError("--result_file %s is where the detections go: give the file of the proposals" % path)
+        raise UserError("--result_file %s is the file that the detections go to: give the file of the proposals" % path)
     write_results(path, ((name, json.dumps([dict(zip(("label", "score", "segment"), row)) for row in rows]))
                          for name, rows in detections.items()))
     at = dict(zip(evaluation.THRESHOLDS.round(2).tolist(), precision.tolist()))
@@ -47,8 +49,12 @@ def evaluate_detection(opt, log=print):
     return precision
 
 
-def known_labels(opt):
-    """Every label of the ground truth, of all subsets."""
+def known_labels(opt: dict) -> Set[str]:
+    """Every label of the ground truth, of all subsets.
+
+    Raises:
+        UserError: the file of the ground truth is missing or unreadable.
+    """
     path = evaluation.ground_truth_file(opt)
     videos = read_json(path, "ground truth")["database"] if path else read_annotations(opt["video_anno"])
     listed = [video.get("annotations") for video in videos.values() if isinstance(video, dict)]
@@ -56,19 +62,20 @@ def known_labels(opt):
             if isinstance(one, dict) and isinstance(one.get("label"), str)}
 
 
-def read_classification(path, wanted, labels):
+def read_classification(path: str, wanted: Collection[str], labels: Collection[str]
+                        ) -> Dict[str, List[Tuple[str, float]]]:
     """The best classes of videos: {id: [(label, score)]}, at most CLASSES each, best first.
 
     Two forms are read: {"results": {id: [{"label", "score"}]}}, and {"class": [labels], "results": {id: [a score for
-    each label]}}. An id may carry the prefix v_.
+    each label]}}. An id may have the prefix v_.
 
     Args:
         path: the file.
-        wanted: ids; there may be others in the file.
-        labels: the labels that there are.
+        wanted: the ids that are needed; the file may have others.
+        labels: all labels of the data set.
 
     Raises:
-        UserError: the file is missing, of another form, or does not know a wanted id, or one of its labels is none.
+        UserError: the file is missing or of another form, lacks a wanted id, or has a label that is not in ``labels``.
     """
     content = read_json(path, "--classification_file")
     try:
@@ -102,8 +109,8 @@ def _best(rows, names):
     return sorted(pairs, key=lambda pair: -pair[1])[:CLASSES]
 
 
-def classify(proposals, classes):
-    """Every proposal with every class: [(label, score, [start, end])], best first.
+def classify(proposals: np.ndarray, classes: Sequence[Tuple[str, float]]) -> List[Tuple[str, float, List[float]]]:
+    """Every proposal with every class: [(label, product of both scores, [start, end])], best first.
 
     Args:
         proposals: float64 [n, 3] (score, start, end).
@@ -114,7 +121,8 @@ def classify(proposals, classes):
     return sorted(rows, key=lambda row: -row[1])
 
 
-def mean_average_precision(ground_truth, detections, tiou_thresholds=evaluation.THRESHOLDS):
+def mean_average_precision(ground_truth: Dict[str, List[tuple]], detections: Dict[str, List[tuple]],
+                           tiou_thresholds: Sequence[float] = evaluation.THRESHOLDS) -> np.ndarray:
     """mAP over the classes of the ground truth: float64 [H].
 
     Args:
@@ -122,7 +130,7 @@ def mean_average_precision(ground_truth, detections, tiou_thresholds=evaluation.
         detections: {id: [(label, score, [start, end])]}.
         tiou_thresholds: [H].
     """
-    actions, found = {}, {}                 # label -> {id: [(start, end)]} and label -> [(score, id, segment)]
+    actions, found = {}, {}                 # {label: {id: [(start, end)]}} and {label: [(score, id, segment)]}
     for name, segments in ground_truth.items():
         for start, end, label in segments:
             actions.setdefault(label, {}).setdefault(name, []).append((start, end))
@@ -135,11 +143,14 @@ def mean_average_precision(ground_truth, detections, tiou_thresholds=evaluation.
 
 
 def _average_precision(actions, detections, thresholds):
-    """Interpolated average precision of one class: float64 [H]. Each action is found once, by the best detection."""
+    """Interpolated average precision of one class: float64 [H].
+
+    In order of score, each detection is matched with the free action of highest tIoU, if that reaches the threshold.
+    """
     if not detections:
         return np.zeros(len(thresholds))
-    detections = sorted(detections, key=lambda row: -row[0])                # stable: equal scores as they come
-    ranks = {}                                                              # of the detections of each video
+    detections = sorted(detections, key=lambda row: -row[0])                # stable: equal scores keep their order
+    ranks = {}                                                              # {id: ranks of its detections}
     for rank, (_, name, _) in enumerate(detections):
         ranks.setdefault(name, []).append(rank)
     hit = np.zeros((len(thresholds), len(detections)), bool)

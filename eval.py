@@ -1,6 +1,7 @@
 """AR@AN and AUC of a result file, by ActivityNet's protocol for temporal action proposals."""
 import collections
 import os
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -17,16 +18,16 @@ SUBSET = "validation"
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 REPORTED = (1, 5, 10, 100)
 
-# In seconds: ground_truth {id: [(start, end, label)]}, proposals {id: float64 [n, 3]} (score, start, end). The rest is
-# what run_evaluation returns.
+# ground_truth {id: [(start, end, label)]} and proposals {id: float64 [n, 3]} (score, start, end) are in seconds. The
+# other three are what run_evaluation returns.
 Evaluation = collections.namedtuple("Evaluation", "ground_truth proposals average_numbers average_recall recall")
 
 
-def read_ground_truth(path, subset=SUBSET):
+def read_ground_truth(path: str, subset: str = SUBSET) -> Dict[str, List[tuple]]:
     """Annotated segments of a ground-truth file in ActivityNet's format.
 
     Returns:
-        {id: [(start, end, label)]} in seconds, of the subset's videos that have any.
+        {id: [(start, end, label)]} in seconds, for the videos of the subset that have a segment.
 
     Raises:
         UserError: the file is missing, of another form, or has no such video.
@@ -49,14 +50,22 @@ def _annotated(one):
     return float(segment[0]), float(segment[1]), label
 
 
-def ground_truth_file(opt):
-    """--ground_truth, else the reference's default file where it exists, else None: derive it."""
+def ground_truth_file(opt: dict) -> Optional[str]:
+    """--ground_truth, else the reference's default file where it exists, else None."""
     return opt["ground_truth"] or (GROUND_TRUTH if os.path.isfile(GROUND_TRUTH) else None)
 
 
-def ground_truth_of(opt, subset=SUBSET):
-    """As :func:`read_ground_truth`, of :func:`ground_truth_file`, else derived from the annotation files: said in one
-    line."""
+def ground_truth_of(opt: dict, subset: str = SUBSET) -> Dict[str, List[tuple]]:
+    """Annotated segments as :func:`read_ground_truth` returns them, from :func:`ground_truth_file`.
+
+    Where there is no such file, they are derived from the annotation files, and a line is printed that says so.
+
+    Args:
+        opt: dict; ground_truth, video_info and video_anno are read.
+
+    Raises:
+        UserError: a file is missing, of another form, or has no annotated video of the subset.
+    """
     path = ground_truth_file(opt)
     if path:
         return read_ground_truth(path, subset)
@@ -71,55 +80,60 @@ def ground_truth_of(opt, subset=SUBSET):
 def _with_segments(segments, source, subset):
     segments = {name: its_segments for name, its_segments in segments.items() if its_segments}
     if not segments:
-        raise UserError("%s annotates no segment of a video of subset '%s': give the file that holds this subset"
+        raise UserError("%s has no segment of a video of subset '%s': give the file that holds this subset"
                         % (source, subset))
     return segments
 
 
-def ranked(proposals):
-    """Segments [n, 2] of proposals [n, 3] (score, start, end), best first, equal scores as they come."""
+def ranked(proposals: np.ndarray) -> np.ndarray:
+    """Segments [n, 2] of proposals [n, 3] (score, start, end), best first. Equal scores keep their order."""
     return proposals[np.argsort(-proposals[:, 0], kind="stable"), 1:]
 
 
-def first_hits(segments, video_of, candidates, tiou_thresholds):
-    """Rank, from 0, of the best candidate that matches an annotated segment.
+def first_hits(segments: np.ndarray, video_of: np.ndarray, candidates: List[np.ndarray],
+               tiou_thresholds: np.ndarray) -> np.ndarray:
+    """Rank, from 0, of the best candidate that matches each annotated segment.
 
     Args:
-        segments: float64 [G, 2] (start, end); video_of: int [G], whose they are.
+        segments: float64 [G, 2] (start, end), the annotated segments.
+        video_of: int [G], the video of each segment, as an index into ``candidates``.
         candidates: for each video float64 [n, 2], best first.
         tiou_thresholds: [H].
 
     Returns:
-        int [H, G]; the largest int where none matches.
+        int [H, G]; the largest int where no candidate matches.
     """
     count = np.array([len(one) for one in candidates])
     lengths = count[video_of]
-    segment = np.repeat(np.arange(len(segments)), lengths)              # [pairs], every segment with every candidate
+    segment = np.repeat(np.arange(len(segments)), lengths)      # [pairs], each segment with each candidate of its video
     rank = np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     candidate = np.concatenate(candidates)[np.repeat((np.cumsum(count) - count)[video_of], lengths) + rank]
     overlap = tiou(candidate[:, 0], candidate[:, 1], segments[segment, 0], segments[segment, 1])
     first = np.full((len(tiou_thresholds), len(segments)), np.iinfo(int).max)
     for row, threshold in zip(first, tiou_thresholds):
         hit = np.flatnonzero(overlap >= threshold)
-        found, where = np.unique(segment[hit], return_index=True)       # of equals the first: the best ranked
+        found, where = np.unique(segment[hit], return_index=True)       # the first index of each is the best ranked
         row[found] = rank[hit[where]]
     return first
 
 
-def average_recall(ground_truth, proposals, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS):
-    """Recall against the average number of proposals a video.
+def average_recall(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np.ndarray],
+                   max_avg_nr_proposals: Optional[float] = 100, tiou_thresholds: np.ndarray = THRESHOLDS
+                   ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Recall against the average number of proposals per video.
 
     Args:
         ground_truth: {id: [(start, end, label)]}, V videos.
-        proposals: {id: float64 [n, 3]} (score, start, end); unknown videos count in the total, as the protocol has it.
-        max_avg_nr_proposals: A, the last average number; None: as many as there are.
+        proposals: {id: float64 [n, 3]} (score, start, end). Those of other videos count in the total number, because
+            the protocol counts them.
+        max_avg_nr_proposals: the last average number; None means the average of all proposals.
         tiou_thresholds: [H].
 
     Returns:
         (average numbers [100], mean recall [100], recall [H, 100]).
 
     Raises:
-        UserError: that number leaves no proposal to look at.
+        UserError: ``max_avg_nr_proposals`` leaves no proposal of these videos.
     """
     videos, count = len(ground_truth), sum(map(len, proposals.values()))
     wanted = max_avg_nr_proposals or float(count) / videos
@@ -130,8 +144,8 @@ def average_recall(ground_truth, proposals, max_avg_nr_proposals=100, tiou_thres
 
     number = np.array([len(one) for one in kept])                                       # [V]
     if number.sum() < 1:
-        raise UserError("an average of %g proposals a video leaves none of the %d in the result file, most of which "
-                        "are of other videos: give files that belong together" % (wanted, count))
+        raise UserError("an average of %g proposals per video leaves none of the %d in the result file, because most "
+                        "of them are of other videos: give files that belong together" % (wanted, count))
     fraction = np.arange(1, 101) / 100.0 * (wanted * float(videos) / number.sum())
     looked_at = np.minimum((number[:, None] * fraction).astype(int), number[:, None])      # [V, 100]
     first = first_hits(segments, video_of, kept, tiou_thresholds)
@@ -139,8 +153,9 @@ def average_recall(ground_truth, proposals, max_avg_nr_proposals=100, tiou_thres
     return fraction * (float(number.sum()) / videos), recall.mean(axis=0), recall
 
 
-def recall_of_videos(ground_truth, proposals, number=100):
-    """Recall of the best ``number`` proposals of each video, mean over the thresholds: {id: recall}."""
+def recall_of_videos(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np.ndarray],
+                     number: int = 100) -> Dict[str, float]:
+    """{id: recall of the best ``number`` proposals of the video, mean over THRESHOLDS}; see :func:`average_recall`."""
     segments, video_of = _flat(ground_truth)
     kept = [ranked(proposals.get(name, np.empty((0, 3))))[:number] for name in ground_truth]
     found = (first_hits(segments, video_of, kept, THRESHOLDS) < number).mean(axis=0)    # [G]
@@ -148,26 +163,27 @@ def recall_of_videos(ground_truth, proposals, number=100):
 
 
 def _flat(ground_truth):
-    """(segments [G, 2], index of the video of each [G])."""
+    """(segments [G, 2], index of the video of each segment [G])."""
     segments = [one[:2] for its_segments in ground_truth.values() for one in its_segments]
     counts = [len(its_segments) for its_segments in ground_truth.values()]
     return np.array(segments, np.float64), np.repeat(np.arange(len(counts)), counts)
 
 
-def area_under_curve(average_nr_proposals, average_recall):
-    """AUC in percent: the trapezoid sum of the mean recall over the average number, by the last number."""
+def area_under_curve(average_nr_proposals: np.ndarray, average_recall: np.ndarray) -> float:
+    """AUC in percent: the trapezoid sum of the mean recall over the average number, divided by the last number."""
     return 100. * float(figures.area(average_nr_proposals, average_recall)) / float(average_nr_proposals[-1])
 
 
-def run_evaluation(ground_truth_filename, proposal_filename, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS,
-                   subset=SUBSET):
-    """Evaluate a result file, print its AUC.
+def run_evaluation(ground_truth_filename: str, proposal_filename: str, max_avg_nr_proposals: Optional[float] = 100,
+                   tiou_thresholds: Sequence[float] = THRESHOLDS, subset: str = SUBSET
+                   ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Evaluate a result file and print its AUC.
 
     Returns:
         (average numbers of proposals [100], mean recall [100], recall [thresholds, 100]).
 
     Raises:
-        UserError: a file is missing or of another form, the subset has no segment, or there is no proposal.
+        UserError: a file is missing or of another form, the subset has no segment, or its videos have no proposal.
     """
     return _evaluate(read_ground_truth(ground_truth_filename, subset), read_proposals(proposal_filename),
                      "result file %s" % proposal_filename, max_avg_nr_proposals, tiou_thresholds)
@@ -182,8 +198,12 @@ def _evaluate(ground_truth, proposals, source, max_avg_nr_proposals=100, tiou_th
     return curve
 
 
-def count_missed(ground_truth, proposals, source):
-    """How many videos of the ground truth have no proposal; UserError where none has any."""
+def count_missed(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np.ndarray], source: str) -> int:
+    """How many videos of the ground truth have no proposal; ``source`` names the proposals in the error message.
+
+    Raises:
+        UserError: none of the videos has a proposal.
+    """
     missed = sum(not len(proposals.get(name, ())) for name in ground_truth)
     if missed == len(ground_truth):
         raise UserError("%s has no proposal of any of the %d videos of the ground truth: give files that belong "
@@ -191,25 +211,27 @@ def count_missed(ground_truth, proposals, source):
     return missed
 
 
-def plot_metric(opt, average_nr_proposals, average_recall, recall, tiou_thresholds=THRESHOLDS):
-    """Draw the AR-AN curve to opt["save_fig_path"]; arguments as :func:`run_evaluation` returns them."""
+def plot_metric(opt: dict, average_nr_proposals: np.ndarray, average_recall: np.ndarray, recall: np.ndarray,
+                tiou_thresholds: np.ndarray = THRESHOLDS) -> None:
+    """Draw the AR-AN curve into opt["save_fig_path"]; the arrays are what :func:`run_evaluation` returns.
+
+    Raises:
+        UserError: the figure cannot be written.
+    """
     figures.save(figures.recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds),
                  opt["save_fig_path"])
 
 
-def evaluation_proposal(opt, proposals=None):
-    """Evaluate opt["result_file"]: print the AUC and AR@1, 5, 10, 100, draw the curve.
+def evaluation_proposal(opt: dict, proposals: Optional[Dict[str, np.ndarray]] = None) -> Evaluation:
+    """Evaluate opt["result_file"]: print the AUC and AR@1, 5, 10, 100, and draw the curve.
 
     Args:
         opt: dict; result_file, save_fig_path, ground_truth, video_info and video_anno are read.
-        proposals: {id: float64 [n, 3]} (score, start, end in seconds), what the result file holds, where the caller has
-            it at hand: reading half a million proposals takes longer than the evaluation.
-
-    Returns:
-        Evaluation.
+        proposals: {id: float64 [n, 3]} (score, start, end in seconds), the content of the result file; None reads the
+            file. To read half a million proposals takes longer than to evaluate them.
 
     Raises:
-        UserError: as :func:`run_evaluation`, or the figure cannot be written.
+        UserError: as in :func:`run_evaluation`, or the figure cannot be written.
     """
     opt = with_defaults(opt)
     if proposals is None:
@@ -222,6 +244,6 @@ def evaluation_proposal(opt, proposals=None):
     return Evaluation(ground_truth, proposals, *curve)
 
 
-def average_recall_at(recall, number):
-    """AR@number: mean over the thresholds of recall [H, 100]."""
+def average_recall_at(recall: np.ndarray, number: int) -> float:
+    """AR@number, from recall [H, 100]: the mean over the thresholds."""
     return float(recall[:, number - 1].mean())

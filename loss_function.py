@@ -1,21 +1,27 @@
 """The BMN losses (Lin et al., ICCV 2019, section 3.4): TEM for the boundaries, PEM for the confidence map.
 
-total = TEM + 10 PEM-reg + PEM-cls. Each of the three is the reference's wherever that is finite; where its positives
-are missing the reference divides by zero, and here the term is 0 with a zero gradient. Nothing waits for the device:
-the counts that decide this stay tensors, and enter as factors, for a ``where`` over a NaN would leak it backwards.
+total = TEM + 10 PEM-reg + PEM-cls. Each of the three equals the reference's wherever that is finite. Where positives
+are missing, the reference divides by zero, and here the term is 0 with a zero gradient. The host never waits for the
+device, because the counts that decide this stay tensors. They are used as factors and not in a ``where``, because the
+gradient of a ``where`` over a NaN would be NaN.
 """
+from typing import Optional, Sequence, Tuple
+
 import torch
 import torch.nn.functional as F
 
 EPSILON = 1e-6      # keeps the logarithms finite
 
 
-def get_mask(tscale):
-    """T x T, 1 where start <= end: the cells of the confidence map that are proposals."""
+def get_mask(tscale: int) -> torch.Tensor:
+    """float32 T x T, 1 at the cells of the confidence map that are proposals (start <= end), else 0."""
     return torch.triu(torch.ones(tscale, tscale))
 
 
-def bmn_loss_func(pred_bm, pred_start, pred_end, gt_iou_map, gt_start, gt_end, bm_mask, draws=None):
+def bmn_loss_func(pred_bm: torch.Tensor, pred_start: torch.Tensor, pred_end: torch.Tensor, gt_iou_map: torch.Tensor,
+                  gt_start: torch.Tensor, gt_end: torch.Tensor, bm_mask: torch.Tensor,
+                  draws: Optional[Sequence[torch.Tensor]] = None
+                  ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The BMN loss of a batch and its parts.
 
     Args:
@@ -23,9 +29,9 @@ def bmn_loss_func(pred_bm, pred_start, pred_end, gt_iou_map, gt_start, gt_end, b
         pred_start, pred_end: boundary probabilities, B x T.
         gt_iou_map: labels of the map, B x T x T.
         gt_start, gt_end: labels of the boundaries, B x T.
-        bm_mask: ``get_mask(T)`` on the device of the rest.
-        draws: (u1, u2), B x T x T uniform in [0, 1), that decide which cells of middle and of low IoU enter PEM-reg;
-            drawn on the device where None.
+        bm_mask: ``get_mask(T)``, on the same device as the other tensors.
+        draws: (u1, u2), each B x T x T and uniform in [0, 1). They decide which cells of middle and of low IoU count in
+            PEM-reg. None draws them on the device.
 
     Returns:
         (total, tem, pem_reg, pem_cls), scalars.
@@ -40,22 +46,23 @@ def bmn_loss_func(pred_bm, pred_start, pred_end, gt_iou_map, gt_start, gt_end, b
 
 
 def _tem_loss(pred_start, pred_end, gt_start, gt_end):
-    """Equation 4: balanced logistic regression of both boundaries. Without a positive, or with nothing else, 0."""
+    """Equation 4: balanced logistic regression of both boundaries; 0 where either has no positive or no negative."""
     start_loss, start_counts = _balanced_log_loss(pred_start, gt_start > 0.5, gt_start <= 0.5)
     end_loss, end_counts = _balanced_log_loss(pred_end, gt_end > 0.5, gt_end <= 0.5)
     return (start_loss + end_loss) * (start_counts * end_counts)
 
 
 def _pem_cls_loss(pred, iou_map, mask):
-    """Classification of IoU over 0.9, balanced in the same way. Without a cell over 0.9, 0."""
+    """Classification of IoU over 0.9, balanced in the same way; 0 where no cell is over 0.9, or all are."""
     loss, counts = _balanced_log_loss(pred, iou_map > 0.9, (iou_map <= 0.9) & (mask > 0))
     return loss * counts
 
 
 def _balanced_log_loss(pred, positive, negative):
-    """(loss, 1 or 0): weighted logistic loss over both sets of cells, and whether both sets have members.
+    """(weighted logistic loss over both sets of cells, 1 where both sets have members and else 0).
 
-    With q = entries / positives, a positive weighs q / 2 and a negative q / (2 (q - 1)), so that both sets weigh alike.
+    With q = entries / positives, a positive weighs q / 2 and a negative q / (2 (q - 1)), so that both sets have the
+    same total weight.
     """
     positive, negative = positive.to(pred.dtype), negative.to(pred.dtype)
     num_positive = positive.sum()
@@ -68,10 +75,10 @@ def _balanced_log_loss(pred, positive, negative):
 
 
 def _pem_reg_loss(pred, iou_map, mask, draws):
-    """Regression of the IoU on all cells over 0.7 and about as many of 0.3 to 0.7 and of 0 to 0.3.
+    """Regression of the IoU on all cells over 0.7, and on about as many of 0.3 to 0.7 and of 0 to 0.3.
 
-    The comparison with the draws is made on every cell, as the reference does: where a class has fewer cells than
-    `high`, the ratio exceeds 1 (or is infinite) and every cell of the map is taken once more. 0 / 0 takes none.
+    As in the reference, every cell is compared with its draw. Where a class has fewer cells than ``high``, the ratio
+    exceeds 1 or is infinite, and every cell of the map counts once more. Where the ratio is 0 / 0, no cell is added.
     """
     high = iou_map > 0.7
     middle = (iou_map <= 0.7) & (iou_map > 0.3)
@@ -82,6 +89,6 @@ def _pem_reg_loss(pred, iou_map, mask, draws):
         cells = members.to(pred.dtype)
         weights = weights + (cells * uniform > 1 - num_high / cells.sum()).to(pred.dtype)
     num_weighted = weights.sum()
-    empty = (num_weighted == 0).to(pred.dtype)      # no cell over 0.7; then the sum of squares is 0 too
+    empty = (num_weighted == 0).to(pred.dtype)      # 1 where no cell is over 0.7; then the sum of squares is 0 too
     squares = F.mse_loss(pred * weights, iou_map * weights, reduction="sum")
     return 0.5 * squares / (num_weighted + empty)

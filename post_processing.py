@@ -1,6 +1,7 @@
-"""From scored pairs to the best proposals by the soft-NMS rule of the reference, exactly, and the result file."""
+"""Soft-NMS, which gives exactly the reference's best proposals from scored pairs, and the result file."""
 import functools
 import os
+from typing import Dict, List
 
 import numpy as np
 
@@ -12,11 +13,11 @@ from bmn.parallel import outcomes, without_errors
 from bmn.results.result_files import proposals_as_json, write_results
 from bmn.results.score_tables import FOLDER, decode, pairs, read_table
 
-KEPT = 101              # soft-NMS stops here,
-WRITTEN = 100           # and the result file takes these
+KEPT = 101              # number of proposals at which soft-NMS stops
+WRITTEN = 100           # number of the best of them that the result file gets
 
 
-def proposals(confidence_map, start, end, opt):
+def proposals(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray, opt: dict) -> List[np.ndarray]:
     """Best proposals of each video of a batch.
 
     Args:
@@ -25,8 +26,8 @@ def proposals(confidence_map, start, end, opt):
         opt: dict with soft_nms_alpha, soft_nms_low_thres, soft_nms_high_thres.
 
     Returns:
-        list of B float64 arrays [n <= 100, 3]: score, xmin, xmax (fractions of the video), best first. The same for a
-        video in whatever batch it comes.
+        list of B float64 arrays [n <= 100, 3]: score, xmin, xmax (fractions of the video), best first. Those of a video
+        do not depend on the rest of its batch.
 
     Raises:
         UserError: a score is not a finite number.
@@ -38,22 +39,22 @@ def proposals(confidence_map, start, end, opt):
     return grid_soft_nms(score, start.shape[1], opt)
 
 
-def soft_nms(xmin, xmax, score, opt):
-    """The rule for one table of any segments, step by step.
+def soft_nms(xmin: np.ndarray, xmax: np.ndarray, score: np.ndarray, opt: dict) -> np.ndarray:
+    """The reference's soft-NMS rule, step by step, for one table of any segments.
 
     Args:
-        xmin, xmax, score: [rows], one row at least.
+        xmin, xmax, score: [rows], with at least one row.
         opt: dict with the soft_nms options.
 
     Returns:
         float64 [n <= 100, 3]: score, xmin, xmax, best first.
     """
-    order = np.argsort(-score, kind="stable")       # so that argmax finds the first of equals in this order
+    order = np.argsort(-score, kind="stable")       # of equal scores, argmax then finds the first in this order
     xmin, xmax, score = xmin[order], xmax[order], score[order].astype(np.float64)
     if len(score) == 1:
         return np.stack([score, xmin, xmax], axis=1)
     kept = []
-    while len(score) > 1 and len(kept) < KEPT:      # the last candidate that remains is dropped
+    while len(score) > 1 and len(kept) < KEPT:      # a single remaining candidate is dropped
         best = int(score.argmax())
         kept.append((score[best], xmin[best], xmax[best]))
         weaker, factor = _suppression(xmin, xmax, best, *_rule(opt))
@@ -63,18 +64,20 @@ def soft_nms(xmin, xmax, score, opt):
     return kept[np.argsort(-kept[:, 0], kind="stable")[:WRITTEN]]
 
 
-def grid_soft_nms(score, temporal_scale, opt):
-    """The rule for a batch of videos whose rows are the :func:`pairs` of T positions.
+def grid_soft_nms(score: np.ndarray, temporal_scale: int, opt: dict) -> List[np.ndarray]:
+    """The same rule for a batch of videos whose rows are the :func:`pairs` of T positions.
 
-    Which pairs a kept one suppresses, and how much, depends on the pair alone: this is looked up, not computed. The
-    rows stay in the order of the table, so argmax breaks ties by row; the rule breaks them by the score before
-    suppression. Where a tie was met (it is always noticed: see below) the video goes through :func:`soft_nms`.
+    Which pairs a kept pair suppresses, and by which factors, depends only on the kept pair. So this is looked up and
+    not computed. The rows stay in the order of the table, so argmax breaks ties by row, but the rule breaks them by the
+    score before suppression. Every tie is noticed in ``tied``, and then the video goes through :func:`soft_nms`.
 
     Args:
-        score: finite [B, T(T-1)/2].
+        score: finite numbers [B, T(T-1)/2].
+        temporal_scale: T.
+        opt: dict with the soft_nms options.
 
     Returns:
-        list of B float64 arrays [n <= 100, 3], as :func:`proposals`.
+        list of B float64 arrays [n <= 100, 3], as in :func:`proposals`.
     """
     batch, rows = score.shape
     xmin, xmax = pairs(temporal_scale)[2:]
@@ -85,7 +88,7 @@ def grid_soft_nms(score, temporal_scale, opt):
     flat, base = current.reshape(-1), np.arange(batch) * rows
     steps = min(KEPT, rows - 1)
     kept, kept_score = np.empty((steps, batch), int), np.empty((steps + 1, batch))
-    tied = (current < 0).any(axis=1)                                    # no score of a network; -1 marks what was kept
+    tied = (current < 0).any(axis=1)                                    # below, -1 marks a kept row; networks give >= 0
     for step in range(steps):
         best = current.argmax(axis=1)                                   # [B]
         highest = flat[base + best]
@@ -95,10 +98,11 @@ def grid_soft_nms(score, temporal_scale, opt):
         video = np.repeat(np.arange(batch), [len(one) for one in weaker])
         weaker = np.concatenate(weaker) + base[video]
         suppressed = flat[weaker]
-        tied[video[suppressed == highest[video]]] = True                # an equal, suppressed before its turn
+        tied[video[suppressed == highest[video]]] = True                # a tie with a row that is now suppressed
         flat[weaker] = suppressed * np.concatenate(factors)
     kept_score[steps] = current.max(axis=1)
-    tied |= (kept_score[1:] == kept_score[:-1]).any(axis=0)             # an equal whose turn is next; or a -1 become -0
+    # A tie with a row that was not suppressed. This also notices a mark of -1 that a factor of 0 has turned into -0.
+    tied |= (kept_score[1:] == kept_score[:-1]).any(axis=0)
     return [soft_nms(xmin, xmax, score[video], opt) if tied[video] else
             np.stack([kept_score[:-1, video], xmin[kept[:, video]], xmax[kept[:, video]]], axis=1)[:WRITTEN]
             for video in range(batch)]
@@ -109,7 +113,7 @@ def _rule(opt):
 
 
 def _suppression(xmin, xmax, best, alpha, low, high):
-    """Rows that row ``best`` suppresses, itself among them where it is, and the factors of their scores."""
+    """(rows that row ``best`` suppresses, the factors of their scores); the rows may include ``best`` itself."""
     overlap = iou(xmin, xmax, xmin[best], xmax[best])
     weaker = np.flatnonzero(overlap > low + (high - low) * (xmax[best] - xmin[best]))
     return weaker, np.exp(-np.square(overlap[weaker]) / alpha)
@@ -120,8 +124,8 @@ def _grid_suppression(temporal_scale, alpha, low, high, best):
     return _suppression(*pairs(temporal_scale)[2:], best, alpha, low, high)
 
 
-def write_result(path, videos, proposals_of):
-    """Write the result file, in the order of ``videos``, whole or not at all.
+def write_result(path: str, videos: Dict[str, dict], proposals_of: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    """Write the result file, in the order of ``videos``; ``path`` is replaced in one step.
 
     Args:
         path: the file.
@@ -129,7 +133,7 @@ def write_result(path, videos, proposals_of):
         proposals_of: {name: float64 [n, 3]} (score, xmin, xmax as fractions).
 
     Returns:
-        what the file holds: {id: float64 [n, 3]} (score, start, end in seconds, within the video).
+        the content of the file: {id: float64 [n, 3]} (score, start, end in seconds, within the video).
 
     Raises:
         UserError: the file cannot be written.
@@ -143,8 +147,8 @@ def write_result(path, videos, proposals_of):
     return results
 
 
-def BMN_post_processing(opt):
-    """Turn output/BMN_results/<video>.csv of the validation videos into the result file, on several processes.
+def BMN_post_processing(opt: dict) -> None:
+    """Make the result file from output/BMN_results/<video>.csv of the validation videos, with several processes.
 
     Args:
         opt: dict; video_info, video_anno, result_file, post_process_thread and the soft_nms options are read.

@@ -1,9 +1,10 @@
-"""One page of a run, output/report.html: figures, curves, and some videos; a single file that needs no network."""
+"""One page about a run, output/report.html: figures, curves and some videos, in a single file that works offline."""
 import base64
 import html
 import io
 import json
 import os
+from typing import Callable, Dict, List, Sequence
 
 import numpy as np
 
@@ -15,14 +16,15 @@ from bmn.files import replacing
 from bmn.results import figures
 
 FILE = "report.html"
-SHOWN = 10              # the best proposals that are drawn, and by whose recall the videos are ranked
+SHOWN = 10              # best proposals of a video that are drawn; the videos are ranked by the recall of so many
 
 
-def write_report(opt, videos, result, maps_of):
-    """Write report.html beside opt["result_file"].
+def write_report(opt: dict, videos: Dict[str, dict], result: evaluation.Evaluation,
+                 maps_of: Callable[[List[str]], Sequence[Sequence[np.ndarray]]]) -> str:
+    """Write report.html into the folder of opt["result_file"].
 
     Args:
-        opt: complete dict; result_file, pth_path, onnx and checkpoint_path (metrics.jsonl there, if any) are read.
+        opt: complete dict; result_file, pth_path, onnx and checkpoint_path are read, and metrics.jsonl in the latter.
         videos: {name: annotation entry} of the videos that were evaluated.
         result: what evaluation.evaluation_proposal returned.
         maps_of: called with three names at most; returns for each (confidence map [2, T, T], start [T], end [T]).
@@ -31,7 +33,7 @@ def write_report(opt, videos, result, maps_of):
         the path of the page.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the page cannot be written, or metrics.jsonl cannot be used.
     """
     path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
     parts = [_summary(opt, videos, result), _curves(opt, result), _videos(videos, result, maps_of)]
@@ -41,7 +43,7 @@ def write_report(opt, videos, result, maps_of):
 
 
 def _summary(opt, videos, result):
-    """What was evaluated, and the figures that papers give."""
+    """What was evaluated, and AR@AN and AUC, as papers report them."""
     rows = [("AR@%d" % number, 100 * evaluation.average_recall_at(result.recall, number))
             for number in evaluation.REPORTED]
     rows.append(("AUC", evaluation.area_under_curve(result.average_numbers, result.average_recall)))
@@ -59,7 +61,7 @@ def _table(header, rows, style):
 
 
 def _curves(opt, result):
-    """The figures of the whole evaluation, and of the training where it left its record."""
+    """The curves of the whole evaluation, and of the training where its metrics.jsonl exists."""
     cards = [_card("Average recall against the average number of proposals",
                    figures.recall_curve(*result[2:], evaluation.THRESHOLDS, figures.REPORT)),
              _card("Recall against tIoU", figures.recall_by_tiou(result.recall, evaluation.THRESHOLDS))]
@@ -88,7 +90,7 @@ def _read_epochs(path):
 
 
 def _videos(videos, result, maps_of):
-    """Best, median and worst video: time axis and confidence map."""
+    """The best, the median and the worst video: time axis and confidence map."""
     recall = evaluation.recall_of_videos(result.ground_truth, result.proposals, SHOWN)
     known = sorted((name for name in videos if video_id(name) in recall), key=lambda name: -recall[video_id(name)])
     if not known:
@@ -122,7 +124,7 @@ def _card(caption, figure):
 
 
 def _svg(figure):
-    """A figure as base64 text: sharp at every size, and letters are drawn, so that no font is missed."""
+    """A figure as base64 text of an SVG. Its letters are drawn as shapes, so that it needs no font."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return base64.b64encode(buffer.getvalue()).decode("ascii")

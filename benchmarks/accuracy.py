@@ -1,10 +1,10 @@
-"""Does it learn what the reference learns? Both trained and evaluated on the same videos, with several seeds.
+"""Compare what the reference and ours learn: both are trained and evaluated on the same videos, with several seeds.
 
     python3 benchmarks/accuracy.py --reference DIR --annotations DIR
 
-Real annotated videos with planted features (tools/make_sample_data.py), at a small scale so that the reference is done
-in minutes. Both programs run from their command lines: reference, ours in float32 (O0), ours in mixed precision (O1).
-Prints AR@1, 10, 100 and AUC of every run, then mean and standard deviation.
+The videos have real annotations and planted features (tools/make_sample_data.py), at a small scale so that the
+reference takes minutes. Both programs run from their command lines: reference, ours in float32 (O0), ours in mixed
+precision (O1). The output is AR@1, 10, 100 and AUC of every run, then mean and standard deviation.
 """
 import argparse
 import os
@@ -29,7 +29,7 @@ FIGURES = ("AR@1", "AR@10", "AR@100", "AUC")
 
 
 def run(folder, *command):
-    """Run a Python program in ``folder``; returns what it printed."""
+    """Run a Python program in ``folder``. Returns what it printed."""
     done = subprocess.run([sys.executable] + [str(part) for part in command], cwd=folder, capture_output=True,
                           text=True, env=dict(os.environ, MPLBACKEND="Agg"), check=False)
     if done.returncode:
@@ -46,7 +46,7 @@ def figures(output):
 
 
 def write_ground_truth(folder):
-    """What the reference evaluates against, where it looks for it."""
+    """Write the ground truth of the reference where it looks for it."""
     files = {"video_info": os.path.join(folder, VIDEO_INFO), "video_anno": os.path.join(folder, VIDEO_ANNO)}
     videos = read_videos(files, "validation")
     write_json(os.path.join(folder, "Evaluation/data/activity_net_1_3_new.json"), {
@@ -57,7 +57,7 @@ def write_ground_truth(folder):
 
 
 def reference_run(folder, args, seed, common):
-    """Train and evaluate the reference."""
+    """Train and evaluate the reference. Returns its figures."""
     program = (os.path.join(HERE, "reference.py"), "--reference", os.path.abspath(args.reference), "--seed", seed, "--")
     common += ("--checkpoint_path", "reference-%d" % seed, "--feature_path", "data/activitynet_feature_cuhk/",
                "--video_info", VIDEO_INFO, "--video_anno", VIDEO_ANNO, "--post_process_thread", "2")
@@ -66,7 +66,7 @@ def reference_run(folder, args, seed, common):
 
 
 def our_run(folder, args, seed, common, level):
-    """Train and evaluate ours at an opt_level."""
+    """Train and evaluate ours at an opt_level. Returns its figures."""
     return figures(run(folder, os.path.join(ROOT, "main.py"), "--mode", "full", "--seed", seed, "--opt_level", level,
                        "--device", "cpu", "--save_csv", 0, "--checkpoint_path", "%s-%d" % (level, seed), *common))
 

@@ -2,10 +2,10 @@
 
     python3 benchmarks/all.py --reference DIR       or: make bench REFERENCE=DIR
 
-DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7. Takes about an hour, nearly all of it the
-reference's. The rows come from network.py, data.py and postprocess.py beside this file, which tell more when they are
-run alone; the last ones are a training epoch (validation included) and an inference of both programs, started from
-their command lines on the same videos. Processor time of one thread; memory is the peak of the process.
+DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7. All takes about an hour, mostly for the
+reference. The rows come from network.py, data.py and postprocess.py beside this file, which print more when they
+run alone. The last rows are a training epoch (validation included) and an inference of both programs, started from
+their command lines on the same videos. Times are processor time of one thread; memory is the peak of the process.
 """
 import argparse
 import os

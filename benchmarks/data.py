@@ -1,10 +1,11 @@
-"""Seconds to load a video: ours against the reference's VideoDataSet, on the same files.
+"""Seconds to load a video: ours and the reference's VideoDataSet, on the same files.
 
     OMP_NUM_THREADS=1 python3 benchmarks/data.py --reference DIR
 
 DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7. Feature files of the published kind are
-made up for real training videos, in a temporary folder. Processor time of one core, files in the page cache; packing,
-against one pass of reading, in wall-clock time, on one processor and on two: leave the machine alone meanwhile.
+made up for real training videos, in a temporary folder. Times are processor time of one core, with files in the page
+cache. Packing, on one processor and on two, is compared with one pass of reading in wall-clock time: leave the machine
+alone meanwhile.
 """
 import argparse
 import contextlib
@@ -55,7 +56,7 @@ def per_item(work, count, repeats=1, clock=time.process_time):
 
 
 def packing(opt, names, processors):
-    """Wall-clock seconds a video of packing all of them on so many processors."""
+    """Wall-clock seconds a video for packing all of them on ``processors``; None where there are fewer."""
     before = os.sched_getaffinity(0)
     if len(before) < processors:
         return None
@@ -83,7 +84,7 @@ def main():
             theirs = reference.VideoDataSet(opt, subset="train")
         packed = VideoDataSet(opt, "train", open_features(opt, theirs.video_list, log=lambda line: None))
         files = VideoDataSet(opt, "train")
-        for index in range(0, len(packed), 7):      # the same items, and everything is in the page cache
+        for index in range(0, len(packed), 7):      # items must be equal; the files are in the page cache
             for ours, wanted in zip(packed[index], theirs[index]):
                 torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
         count = len(packed)

@@ -4,8 +4,8 @@
     python3 benchmarks/network.py --tscales 50,100,200,400 --batches 1,2,4,8,16 --profile       # ours alone
 
 DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7; what no longer runs in it is mended in
-memory. Both networks have the same weights, inputs, labels and draws, and take turns in one process; each with its own
-losses. Times are processor seconds a video, the least of the repeats; memory is the peak of a fresh process.
+memory. Both networks have the same weights, inputs, labels and draws, but their own losses; they take turns in one
+process. Times are processor seconds a video, the least of the repeats; memory is the peak of a fresh process.
 """
 import argparse
 import json
@@ -62,7 +62,7 @@ class Side:
         return [output.float() for output in outputs] if precision == "O1" else outputs
 
     def loss(self, outputs, batch):
-        """The total."""
+        """The total loss."""
         arguments = list(outputs) + batch[1:] + [get_mask(batch[1].shape[1])]
         if self.is_reference:
             np.random.seed(0)               # it draws from the global generator
@@ -72,13 +72,13 @@ class Side:
         return self.loss_function(*arguments, draws=draws)[0]
 
     def train(self, batch, precision):
-        """A training step."""
+        """Make a training step."""
         self.optimizer.zero_grad()
         self.loss(self.outputs(batch, precision), batch).backward()
         self.optimizer.step()
 
     def infer(self, batch, precision):
-        """The three outputs; ours leaves out the cells that decoding never reads."""
+        """Compute the three outputs; ours leaves out the cells that decoding never reads."""
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "O1"):
             self.network(batch[0], **({} if self.is_reference else {"valid_only": True}))
 
@@ -91,7 +91,7 @@ def seconds(work, *arguments):
 
 
 def side_by_side(args, theirs, ours):
-    """Training step and inference in both precisions: the table of the ratios."""
+    """Print times and ratios of a training step and an inference in both precisions."""
     batch = make_batch(args.batch, args.temporal_scale)
     small = [part[:1] for part in batch]
     print("\nbatch %d, processor seconds a video, least of %d" % (args.batch, args.repeats))
@@ -104,7 +104,7 @@ def side_by_side(args, theirs, ours):
                 getattr(side, name)(small, precision)           # warm up
             for _ in range(args.repeats):
                 best.append([seconds(getattr(side, name), batch, precision) / args.batch
-                             for side in (theirs, ours, ours)])         # ours twice, it costs little
+                             for side in (theirs, ours, ours)])         # ours twice, because it costs little
             reference, mine = np.min(best, axis=0)[0], np.min(best, axis=0)[1:].min()
             in_float32 = in_float32 or reference
             print("%-14s %-4s %12.3f %8.4f %7.1fx %25.1fx" % (
@@ -113,9 +113,9 @@ def side_by_side(args, theirs, ours):
 
 
 def equality(args, theirs, ours):
-    """Outputs of both networks from the same weights, and gradients of our loss through either."""
+    """Print how far outputs, gradients of our loss and losses of both networks differ, with the same weights."""
     print("\nequality, batch 1: largest difference of outputs; of gradients, the norm of the difference over the norm; "
-          "the losses' own")
+          "difference of the losses")
     for dtype in (torch.float64, torch.float32):
         batch = [part.to(dtype) for part in make_batch(1, args.temporal_scale)]
         found = []
@@ -145,7 +145,7 @@ def fresh(args, kind, work, precision, scale, batch):
 
 
 def one(args):
-    """What :func:`fresh` starts."""
+    """Run in the process that :func:`fresh` starts."""
     kind, work, precision, scale, batch = args.one.split(",")
     side = Side(dict(DEFAULTS, temporal_scale=int(scale)), args.reference if kind == "reference" else None)
     data = make_batch(int(batch), int(scale))
@@ -167,7 +167,7 @@ def table(args, title, cases):
 
 
 def peak_rate(dtype):
-    """Multiplications and additions a second of the library's 3x3 convolution of a whole map: what it can do."""
+    """Multiply-adds a second of the library's 3x3 convolution on a whole map, as a measure of what it can do."""
     image = torch.randn(1, 128, 100, 100, dtype=dtype).to(memory_format=torch.channels_last)
     weight = torch.randn(128, 128, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
     best = min(seconds(lambda: torch.conv2d(image, weight, padding=1)) for _ in range(20))
@@ -175,7 +175,7 @@ def peak_rate(dtype):
 
 
 def arithmetic(network):
-    """Multiplications of convolutions and matrix products for one video, forward."""
+    """Multiply-adds of convolutions and matrix products for one video, forward."""
     scale, cells, bm = network.temporal_scale, network.cells[False], network.boundary_matching
     one_dimensional = sum(layer.weight.numel() * scale for layer in network.modules()
                           if isinstance(layer, torch.nn.Conv1d))
@@ -184,7 +184,7 @@ def arithmetic(network):
 
 
 def profile(args, ours):
-    """Where one training step spends its time, and how near that is to what the library can do."""
+    """Print where a training step spends its time, and how near that is to what the library can do."""
     from torch.profiler import ProfilerActivity
     kinds = (("convolutions", ("convolution",)), ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm")),
              ("weighted bags", ("embedding_bag",)), ("ReLU", ("threshold", "clamp_min", "aten::relu")),

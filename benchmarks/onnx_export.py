@@ -2,8 +2,8 @@
 
     python3 benchmarks/onnx_export.py --reference DIR           # needs 4 GB; the files go to a temporary folder
 
-DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7. Processor seconds a video on one thread,
-the least of the repeats, both sessions taking turns in one process; loading is the time to a session ready to run.
+DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7. Times are processor seconds a video on
+one thread, the least of the repeats; both sessions take turns in one process. Loading ends when a session can run.
 """
 import argparse
 import os
@@ -26,7 +26,7 @@ from models import BMN
 
 
 def export_reference(network, path):
-    """As Ascend's offline-inference package does, with an open batch."""
+    """Export as Ascend's offline-inference package does, with an open batch."""
     open_batch = {name: {0: "batch"} for name in ["image"] + OUTPUTS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,11 +1,11 @@
-"""Seconds from the network's maps to AR@AN, and of inference as a whole: ours against the reference.
+"""Seconds from the network's maps to AR@AN, and of inference as a whole: ours and the reference.
 
     OMP_NUM_THREADS=1 python3 benchmarks/postprocess.py --reference DIR [--inference 300]
 
-DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7. Processor time of one core, the same
-smooth random maps for both. Decoding, soft-NMS and the result file of a video; the reference hands the scores over in
-CSV files, whose writing and reading is shown apart. Then the evaluation of 4,728 videos with 100 proposals each, from
-the result file, and with the proposals at hand as main.py has them. --inference runs both programs from their command
+DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7. Times are processor time of one
+core, on the same smooth random maps for both. The first rows are decoding, soft-NMS and the result file of a video; the
+reference passes the scores on in CSV files, which are timed apart. Then comes the evaluation of 4,728 videos with 100
+proposals each, from the result file and from memory as in main.py. --inference runs both programs from their command
 lines, from feature files to AR@AN, on that many videos with planted features.
 """
 import argparse
@@ -33,7 +33,7 @@ from bmn.results.score_tables import write_table
 from models import BMN
 
 SCALE = 100
-BATCH = 16              # as main.py's inference
+BATCH = 16              # as in main.py's inference
 VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2990, "annotations": []}
 REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference.py")
 
@@ -51,7 +51,7 @@ def smooth_maps(count):
 
 
 class Stopwatch:
-    """Adds up the processor time of what it is laid around."""
+    """Adds up the processor time of the functions that it wraps."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -67,7 +67,7 @@ class Stopwatch:
 
 
 class MapsForNetwork(torch.nn.Module):
-    """In the network's place: a video's features are its number, and its maps are known."""
+    """Replaces the network: a video's features are its number, and its maps are known."""
 
     def __init__(self, maps):
         super().__init__()
@@ -78,7 +78,7 @@ class MapsForNetwork(torch.nn.Module):
 
 
 class Numbers:
-    """In the data set's place."""
+    """Replaces the data set: a video's features are its number."""
 
     def __init__(self, names):
         self.video_list = names
@@ -91,7 +91,7 @@ class Numbers:
 
 
 def reference_result(folder, maps, names):
-    """Run the reference from maps to its result file; returns seconds for all, and of them for CSV files."""
+    """Run the reference from maps to its result file. Returns (seconds, seconds of them for CSV files)."""
     program, post = load_reference(folder, "main", "post_processing")
     program.BMN, program.VideoDataSet = lambda opt: MapsForNetwork(maps), lambda opt, subset: Numbers(names)
     torch.save({"state_dict": {}}, "BMN_best.pth.tar")
@@ -113,7 +113,7 @@ def reference_result(folder, maps, names):
 
 
 def our_result(maps, names):
-    """The same by ours, without CSV files."""
+    """Run ours from maps to its result file, without CSV files."""
     found = {}
     for first in range(0, len(names), BATCH):
         part = slice(first, first + BATCH)
@@ -122,7 +122,7 @@ def our_result(maps, names):
 
 
 def check_same():
-    """Both result files hold the same proposals in the same order."""
+    """Check that both result files hold the same proposals in the same order."""
     ours, theirs = (read_json(path, "result")["results"] for path in ("ours.json", "reference.json"))
     for name, rows in theirs.items():
         for one, other in zip(ours[name], rows):
@@ -133,9 +133,9 @@ def compare_post_processing(folder, count):
     """[(what, seconds a video of the reference, of ours)]."""
     names = ["v_%03d" % index for index in range(count)]
     maps = smooth_maps(count)
-    few = max(1, count // 10)       # the reference takes its time
+    few = max(1, count // 10)       # the reference is slow
     whole, tables = reference_result(folder, [one[:few] for one in maps], names[:few])
-    our_result(maps, names)         # which pair suppresses which is looked up from now on
+    our_result(maps, names)         # from now on it is cached which pair suppresses which
     ours, export = Stopwatch(), Stopwatch()
     ours.around(our_result)(maps, names)
     check_same()
@@ -161,14 +161,14 @@ def compare_evaluation(folder, count):
             (np.sort(random.rand(1 + index % 3, 2), axis=1) * duration).tolist()]}
     write_json("truth.json", {"database": database, "taxonomy": [], "version": ""})
     write_json("result.json", {"results": results, "version": "", "external_data": {}})
-    at_hand = evaluation.read_proposals("result.json")
+    in_memory = evaluation.read_proposals("result.json")
     theirs, ours, memory = Stopwatch(), Stopwatch(), Stopwatch()
     reference, = load_reference(folder, "eval")
     opt = dict(DEFAULTS, ground_truth="truth.json", result_file="result.json", save_fig_path="curve.png")
     with contextlib.redirect_stdout(io.StringIO()):
         wanted = theirs.around(reference.run_evaluation)("truth.json", "result.json")
         found = ours.around(evaluation.run_evaluation)("truth.json", "result.json")
-        memory.around(evaluation.evaluation_proposal)(opt, at_hand)
+        memory.around(evaluation.evaluation_proposal)(opt, in_memory)
     for one, other in zip(found, wanted):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
     return [("evaluation, from the result file", theirs.seconds, ours.seconds),

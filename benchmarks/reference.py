@@ -1,6 +1,6 @@
-"""The reference implementation's modules, to be measured against: read from a clone, mended in memory, run beside ours.
+"""The reference's modules, to compare ours with: they are read from a clone, mended in memory, and run beside ours.
 
-The clone (github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7) is of 2019: it calls ``.cuda()`` throughout and
+The clone (github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7) is from 2019: it calls ``.cuda()`` throughout and
 uses what NumPy and Matplotlib have dropped since. Nothing is written to the clone.
 
     python3 benchmarks/reference.py --reference DIR --seed 0 -- --mode train --feature_path features/ ...
@@ -56,8 +56,8 @@ class _Finder:
 
 
 def check_clone(folder):
-    """UserError where ``folder`` is no clone of the reference."""
-    if not os.path.isfile(os.path.join(folder, "Evaluation", "eval_proposal.py")):      # which only it has
+    """Raise UserError where ``folder`` is no clone of the reference."""
+    if not os.path.isfile(os.path.join(folder, "Evaluation", "eval_proposal.py")):      # only the reference has it
         raise UserError("--reference '%s' is no clone of the reference: clone "
                         "github.com/JJBOY/BMN-Boundary-Matching-Network there, at a92c1d7" % folder)
 

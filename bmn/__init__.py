@@ -1,2 +1,2 @@
-"""The private code of BMN. Every wing stands on the modules here: errors, files, the pool of processes, the options."""
+"""The private code of BMN. All subpackages use the modules here: errors, files, the pool of processes, the options."""
 __version__ = "1.1.0.dev0"

@@ -1,4 +1,4 @@
-"""What all tests share: the modules on the path, the golden figures of the reference, the formulas behind them."""
+"""What all tests use: the modules on the path, the golden figures of the reference, and a random generator."""
 import os
 import sys
 
@@ -20,7 +20,7 @@ def root():
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of golden figures and real annotations; a test that needs it is skipped elsewhere, and says so.
+    """The folder of golden figures and real annotations. A test that needs it is skipped where it is missing.
 
     Under BMN_REQUIRE_GOLDEN=1 (the project's CI) a missing folder is a failure, not a skip.
     """

@@ -36,7 +36,7 @@ bmn_set_up_cann() {
     export HCCL_WHITELIST_DISABLE=${HCCL_WHITELIST_DISABLE:-1}
     export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1800}
 
-    # Operators are queued while the host goes on; the others belong to the torch_npu of PyTorch 1.5 and 1.8.
+    # Operators are queued while the host goes on; the other variables are for the torch_npu of PyTorch 1.5 and 1.8.
     export TASK_QUEUE_ENABLE=${TASK_QUEUE_ENABLE:-1}
     export COMBINED_ENABLE=${COMBINED_ENABLE:-1}
     export TRI_COMBINED_ENABLE=${TRI_COMBINED_ENABLE:-1}

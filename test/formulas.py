@@ -1,4 +1,4 @@
-"""The formulas by which the golden figures' inputs were made, the same in every version of every library."""
+"""The formulas of the golden figures' inputs; they give the same numbers in every version of every library."""
 import numpy as np
 
 
@@ -10,7 +10,7 @@ def wave(shape, key, scale=1.0):
 
 
 def smooth(shape, key):
-    """A wave smoothed along every axis but the first, squeezed into (0, 1): looks like a network's output."""
+    """A wave smoothed along every axis but the first, squeezed into (0, 1): it looks like a network's output."""
     v = wave(shape, key).astype(np.float64)
     for axis in range(1, v.ndim):
         for _ in range(6):

@@ -1,4 +1,4 @@
-"""A data set of a few videos for tests: files as in the real layout, numbers that tell video, channel and position."""
+"""A data set of a few videos for tests, in the real layout; a number shows its video, channel and position."""
 import json
 import os
 
@@ -8,7 +8,7 @@ from bmn.options import with_defaults
 
 
 def table(name, temporal_scale=10, feat_dim=6):
-    """Features of a video, float64 [T, C]: another number in every place."""
+    """Features of a video, float64 [T, C]; all its numbers differ."""
     key = sum(map(ord, name)) % 97
     return key + np.arange(temporal_scale * feat_dim, dtype=np.float64).reshape(temporal_scale, feat_dim) / 1024
 
@@ -22,7 +22,7 @@ def write_csv(path, numbers):
 
 
 def make(folder, training=("v_a", "v_b", "v_c"), validation=("v_d", "v_e"), temporal_scale=10, feat_dim=6):
-    """Write annotations and features; returns the complete options to use them."""
+    """Write annotations and features. Returns the complete options to use them."""
     folder = str(folder)
     subsets = [(name, "training") for name in training] + [(name, "validation") for name in validation]
     videos = {name: {"duration_second": 10.0, "duration_frame": 300, "feature_frame": 288,

@@ -35,7 +35,7 @@ Result: test/output/0/ with train_0.log and <case>.log; checkpoint/ and output/ 
 TEXT
 }
 
-# On stdout, where the platform that starts these scripts reads.
+# Prints on stdout, because the platform that starts these scripts reads it.
 die() {
     echo "[Error] $*"
     exit 1
@@ -117,7 +117,7 @@ print("torch.distributed." + ("run" if os.path.exists(run) else "launch"))') ||
         die "$PYTHON has no PyTorch: install it, or name another interpreter in the environment variable PYTHON"
 }
 
-# The port if it can be listened on (0: any that is free), else nothing.
+# Prints the port if it can be listened on (0: any that is free), else nothing.
 usable_port() {
     "$PYTHON" -c '
 import socket, sys
@@ -186,7 +186,7 @@ run_main() {
     : >"$log"
     BMN_RUN=$run_id "${run_command[@]}" >"$log" 2>&1 &
     pid=$!
-    # Which device it is and how many processes there are, as the program itself says it.
+    # Print the device and the number of processes, as the program itself says it.
     until grep -m 1 '^device: ' "$log" || ! kill -0 "$pid" 2>/dev/null; do
         sleep 0.5
     done
@@ -253,9 +253,9 @@ launch() {
         # shellcheck source=test/env_npu.sh
         source "$test_dir/env_npu.sh"
     fi
-    # Else PyTorch loads torch_npu by itself, and where CANN is absent dies of it before main.py can say so.
+    # Otherwise PyTorch loads torch_npu by itself and, without CANN, fails before main.py can say why.
     export TORCH_DEVICE_BACKEND_AUTOLOAD=0
-    unset RANK WORLD_SIZE LOCAL_RANK        # left by a platform, they would make one process wait for others
+    unset RANK WORLD_SIZE LOCAL_RANK        # a platform may leave these: one process would wait for others
     choose_command
     cd "$root"
     run_main

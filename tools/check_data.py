@@ -1,14 +1,15 @@
-"""Look at the annotations and read every feature file, before a day of training depends on them.
+"""Check the annotations and read every feature file, before a long training depends on them.
 
     python3 tools/check_data.py --data_path data/activitynet_feature_cuhk
 
-takes main.py's options. What would stop a run is listed in full and makes the exit status 1; what is merely odd is
-counted. Nothing is written.
+The tool accepts main.py's options. It lists every problem that would stop a run, and then exits with status 1. Things
+that are merely odd are counted. Nothing is written.
 """
 import os
 import signal
 import sys
 from collections import Counter
+from typing import Dict, List, Tuple
 
 from tqdm import tqdm
 
@@ -24,8 +25,12 @@ from opts import parse_opt
 NEEDED = ("train", "validation")        # subsets of a full run
 
 
-def check_annotations(opt):
-    """Print what the two annotation files hold; returns {name: entry} of the needed videos."""
+def check_annotations(opt: dict) -> Dict[str, dict]:
+    """Print what the two annotation files hold, and return {name: annotation entry} of the needed videos.
+
+    Raises:
+        UserError: as in annotations.read_videos.
+    """
     listed = read_video_list(opt["video_info"])
     counts = Counter(subset for _, subset in listed)
     print("%s: %d videos (%s)" % (opt["video_info"], len(listed),
@@ -45,8 +50,13 @@ def check_annotations(opt):
     return videos
 
 
-def odd_annotations(videos, actions):
-    """[(what is odd, names of the videos)]: nothing here stops a run, all of it may be a mistake."""
+def odd_annotations(videos: Dict[str, dict], actions: List[Tuple[str, dict, dict]]) -> List[Tuple[str, List[str]]]:
+    """[(what is odd, names of the videos)]. Nothing of this stops a run, but it may be a mistake.
+
+    Args:
+        videos: {name: annotation entry}.
+        actions: (name, annotation entry, annotation) of each annotated action.
+    """
     def named(holds):
         return [name for name, video, one in actions if holds(video, *one["segment"])]
 
@@ -67,8 +77,12 @@ def odd_annotations(videos, actions):
     ]
 
 
-def check_features(opt, names):
-    """Read the features of ``names``; prints and returns everything that is wrong with them."""
+def check_features(opt: dict, names: List[str]) -> List[str]:
+    """Read the features of ``names``, and print and return every problem with them.
+
+    Raises:
+        UserError: as in features.open_source.
+    """
     source = open_source(opt)
     missing = [name for name in names if name not in source]
     there = [name for name in names if name in source]
@@ -84,22 +98,22 @@ def check_features(opt, names):
     for problem in problems:
         print("  " + problem)
     if missing:
-        print("  the published archive is unpacked by: " + UNPACK)
+        print("  to unpack ActivityNet's published archive: " + UNPACK)
     return problems
 
 
-def main():
+def main() -> None:
     opt = vars(parse_opt(description=__doc__.split("\n")[0]))
     videos = check_annotations(opt)
     problems = check_features(opt, list(videos))
     if problems:
-        raise UserError("%d of %d videos cannot be used: mend or fetch their feature files, or leave those without any "
-                        "out with --skip_missing" % (len(problems), len(videos)))
+        raise UserError("%d of %d videos cannot be used: repair or fetch their feature files, or leave videos without "
+                        "a file out with --skip_missing" % (len(problems), len(videos)))
     print("all %d videos of train and validation can be used: T = %d, C = %d"
           % (len(videos), opt["temporal_scale"], opt["feat_dim"]))
 
 
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` is a natural way to look at a long list
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # so that `| head` on a long list ends without an error
     run_as_program(main)

@@ -1,11 +1,11 @@
-"""Write the network as ONNX, as Ascend's offline inference expects it: image -> confidence_map, start, end.
+"""Write the network as ONNX in the form that Ascend's offline inference expects: image -> confidence_map, start, end.
 
     python3 tools/export_onnx.py checkpoint/BMN_best.pth.tar bmn_bs1.onnx --batch 1
     python3 tools/export_onnx.py checkpoint/BMN_best.pth.tar bmn.onnx --batch 0          # any batch
 
-The sampling weights of the BM layer, 65 MB as a matrix, are not in the file: some twelve nodes rebuild them from
-0.8 MB of constants, once, when the file is loaded. The file is checked by onnx.checker and run by onnxruntime beside
-PyTorch before it gets its name.
+The sampling weights of the BM layer, 65 MB as a matrix, are not in the file. Twelve nodes compute them from 0.8 MB of
+constants, once, when the file is loaded. Before the file gets its name, onnx.checker checks it, and its outputs in
+onnxruntime are compared with PyTorch's.
 """
 import os
 import sys
@@ -16,6 +16,7 @@ import argparse
 import inspect
 import logging
 import warnings
+from typing import Any, Dict, Iterable
 
 import numpy as np
 import torch
@@ -33,47 +34,50 @@ OUTPUTS = list(onnx_network.OUTPUTS)
 
 
 class GivenSampling:
-    """Replaces BoundaryMatching during an export: the dense product, with weights from outside."""
+    """Replaces BoundaryMatching during an export: the dense product with ``weights`` [P + 1, T*N] that it is given."""
 
-    def __init__(self, weights):
-        self.weights = weights          # [P + 1, T*N]
+    def __init__(self, weights: torch.Tensor):
+        self.weights = weights
 
-    def uses_bags(self, table):
+    def uses_bags(self, table: torch.Tensor) -> bool:
         return False
 
-    def __call__(self, table, bias):
+    def __call__(self, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return torch.matmul(self.weights, table) + bias
 
 
 class WithSampling(torch.nn.Module):
-    """The network with its sampling weights as a second input: so no exporter can bake them into the file."""
+    """The network with its sampling weights as a second input, so that no exporter can store them in the file."""
 
-    def __init__(self, network):
+    def __init__(self, network: BMN):
         super().__init__()
         self.network = network
 
-    def forward(self, image, sampling):
+    def forward(self, image: torch.Tensor, sampling: torch.Tensor) -> tuple:
         self.network.boundary_matching = GivenSampling(sampling)
         return self.network(image)
 
 
-def export(network, path, batch, opset, exporter):
+def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> None:
     """Write ``network`` (on the CPU, in evaluation mode) to ``path``.
 
     Args:
-        batch: videos at once; 0 leaves it open.
+        network: its ``boundary_matching`` is replaced during the export.
+        path: the file.
+        batch: number of videos in a batch; 0 leaves it open.
         opset: version of ONNX's operators.
         exporter: "old" (TorchScript), "new" (torch.export), or "auto": the new one from opset 18 on.
 
     Raises:
-        UserError: a package is missing, or this PyTorch does not have the exporter; ``path`` may be half-written then.
+        UserError: a package is missing, this PyTorch does not have the exporter, or the exporter cannot write this
+            opset. Then ``path`` may be incomplete.
     """
     onnx = onnx_network.import_or_say("onnx", "tools/export_onnx.py")
     has_new = "dynamo" in inspect.signature(torch.onnx.export).parameters
     if exporter == "auto":
         exporter = "new" if has_new and opset >= 18 else "old"
     if exporter == "new" and (not has_new or opset < 18):
-        raise UserError("--exporter new needs PyTorch 2.5 and --opset 18 or later, these are %s and %d: give "
+        raise UserError("--exporter new needs PyTorch 2.5 and --opset 18 or later, but these are %s and %d: give "
                         "--exporter old" % (torch.__version__, opset))
     weights = sampling_matrix(network)
     kept, network.boundary_matching = network.boundary_matching, None
@@ -91,7 +95,7 @@ def export(network, path, batch, opset, exporter):
     image = torch.rand(batch or 2, network.feat_dim, network.temporal_scale)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # on deprecations, and on shape checks that a trace leaves out
+            warnings.simplefilter("ignore")     # about deprecations, and about shape checks that a trace leaves out
             torch.onnx.export(WithSampling(network), (image, torch.from_numpy(weights)), path, **how)
     except (RuntimeError, ValueError) as error:
         raise UserError("the %s exporter of PyTorch %s cannot write opset %d (%s): try another --opset or --exporter"
@@ -107,8 +111,8 @@ def export(network, path, batch, opset, exporter):
     onnx.save(model, path)
 
 
-def sampling_matrix(network):
-    """The sampling weights [P + 1, T*N]: proposals s <= e row by row, and last one that samples nothing."""
+def sampling_matrix(network: BMN) -> np.ndarray:
+    """The sampling weights float32 [P + 1, T*N]: a row for each proposal s <= e, and a last row of zeros."""
     scale, samples = network.temporal_scale, network.num_sample
     proposal, n, t, weight = sampling_weights(scale, samples, network.num_sample_perbin, network.prop_boundary_ratio)
     weights = np.zeros((scale * (scale + 1) // 2 + 1, samples, scale), np.float32)
@@ -116,12 +120,18 @@ def sampling_matrix(network):
     return np.ascontiguousarray(weights.transpose(0, 2, 1)).reshape(len(weights), -1)
 
 
-def rebuild_sampling(graph, network, weights):
+def rebuild_sampling(graph: Any, network: BMN, weights: np.ndarray) -> None:
     """Replace the graph's input "sampling" [P + 1, T*N] by nodes that compute it from small constants.
 
-    A point x gives position t the weight max(0, 1 - |t - x|), and the points of all proposals of one length are the
-    same, shifted: so the weights of a length d at distance r = t - s from the start are made once, and gathered for
-    each proposal. Position 0, where the reference treats points in (-1, 0) in its own way, is stored as it is.
+    A point x gives position t the weight max(0, 1 - |t - x|). Proposals of one length have the same points, only
+    shifted. So the weights for each length and each distance r = t - s from the start are computed once, and each
+    proposal gathers its own. The weights at position 0 are stored, because there the reference treats points in (-1, 0)
+    in its own way.
+
+    Args:
+        graph: GraphProto, which is changed.
+        network: the options are read from it.
+        weights: what :func:`sampling_matrix` returned.
     """
     from onnx import helper, numpy_helper
     scale, samples, bins = network.temporal_scale, network.num_sample, network.num_sample_perbin
@@ -129,9 +139,9 @@ def rebuild_sampling(graph, network, weights):
     length = np.arange(scale, dtype=np.float64)[:, None]            # e - s
     margin = (length + 2) * network.prop_boundary_ratio
     point = -margin + (length + 1 + 2 * margin) / (samples * bins - 1) * np.arange(samples * bins)     # [T, N*K]
-    whole = np.floor(point)             # apart from the fraction, so that float32 keeps seven digits of that
+    whole = np.floor(point)             # stored apart from the fraction, so that float32 keeps seven digits of that
     distances = 2 * scale - 1           # r = -(T-1) .. T-1
-    at_0 = np.zeros((len(start) + scale, samples), np.float32)      # after those of the proposals, rows of zeros
+    at_0 = np.zeros((len(start) + scale, samples), np.float32)      # a row for each proposal, then rows of zeros
     at_0[:len(start)] = weights.reshape(-1, scale, samples)[:-1, 0]
     row_at_0 = scale * distances + np.arange(len(start) + 1)
     row_of_start = np.append((end - start) * distances + scale - 1 - start, row_at_0[-1])
@@ -166,11 +176,11 @@ def rebuild_sampling(graph, network, weights):
     graph.input.remove(next(value for value in graph.input if value.name == "sampling"))
 
 
-def compare(network, path, batches):
-    """Largest difference between onnxruntime and PyTorch over the outputs, at each batch size.
+def compare(network: BMN, path: str, batches: Iterable[int]) -> Dict[int, float]:
+    """Largest difference between the outputs of onnxruntime and PyTorch on random features: {batch size: difference}.
 
     Raises:
-        UserError: onnxruntime is missing.
+        UserError: onnxruntime is missing, or cannot load the file.
     """
     exported = onnx_network.OnnxNetwork(path)
     differences = {}
@@ -182,7 +192,7 @@ def compare(network, path, batches):
     return differences
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="any checkpoint of this network")
     parser.add_argument("target", help="file to write")
@@ -201,7 +211,7 @@ def main():
     with replacing(args.target) as temporary:
         export(network, temporary, args.batch, args.opset, args.exporter)
         differences = compare(network, temporary, [args.batch] if args.batch else [1, 8])
-        if not all(difference <= TOLERANCE for difference in differences.values()):     # NaN is not
+        if not all(difference <= TOLERANCE for difference in differences.values()):     # also where one is NaN
             raise UserError("%s would differ from PyTorch by %s, more than %g: try another --exporter or --opset"
                             % (args.target, ", ".join(map("{:.1e}".format, differences.values())), TOLERANCE))
     print("%s: %.1f MB, valid ONNX, opset %d, batch %s" % (

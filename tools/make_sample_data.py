@@ -2,11 +2,11 @@
 
     python3 tools/make_sample_data.py --output data --videos 160
 
-writes <output>/activitynet_annotations/{video_info_new.csv, anet_anno_action.json, action_name.csv} and
-<output>/activitynet_feature_cuhk/csv_mean_<T>/<video>.csv. Actions are planted in noise: the features of a class while
-it lasts, short cues at its start and end, and distractors that look like a class but have no such cues and are not
-annotated. So an untrained network scores near chance and a trained one far above. With --annotations the videos and
-segments are those of real annotation files, and only the features are made up.
+The tool writes <output>/activitynet_annotations/{video_info_new.csv, anet_anno_action.json, action_name.csv} and
+<output>/activitynet_feature_cuhk/csv_mean_<T>/<video>.csv. The features are noise with actions in it: the pattern of
+the class from start to end, and short cues at both boundaries. Distractors have the pattern of a class, but no cues and
+no annotation. So an untrained network scores near chance, and a trained one far above. With --annotations, the videos
+and segments come from real annotation files, and only the features are invented.
 """
 import argparse
 import csv
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import zlib
+from typing import Dict, Tuple
 
 import numpy as np
 
@@ -26,11 +27,11 @@ from bmn.files import replacing, write_json
 CLASSES = ("Beekeeping", "Bouldering", "Fixing a bicycle", "Fencing", "Juggling clubs", "Making pasta", "Pole vault",
            "Sheep shearing", "Tightrope walking", "Whitewater kayaking")
 SUBSETS = (("training", 0.6), ("validation", 0.3), ("testing", 0.1))
-SIGNAL = 4.0
+SIGNAL = 4.0            # length of a pattern, relative to the noise along it
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
-def make_videos(count, seed):
+def make_videos(count: int, seed: int) -> Dict[str, Tuple[str, float, dict]]:
     """{name: (subset, fps, annotation entry)} of ``count`` invented videos."""
     random = np.random.RandomState(seed)
     videos = {}
@@ -42,7 +43,7 @@ def make_videos(count, seed):
         frames = int(np.clip(random.lognormal(4.4, 0.6), 12, 240) * fps)
         entry = {"duration_second": round(frames / fps, 2), "duration_frame": frames,
                  "feature_frame": frames // 16 * 16, "annotations": []}
-        if subset != "testing":             # as in the published files, test videos are not annotated
+        if subset != "testing":             # test videos are not annotated in the published files either
             entry["annotations"] = [
                 {"segment": [round(edge * entry["duration_second"], 2) for edge in segment],
                  "label": CLASSES[random.randint(len(CLASSES))]} for segment in _segments(random)]
@@ -51,13 +52,13 @@ def make_videos(count, seed):
 
 
 def _segments(random):
-    """One to five segments in fractions of the video, of very different lengths; some overlap the one before."""
+    """One to five segments in fractions of the video. Their lengths differ much, and some overlap the one before."""
     segments, position = [], 0.0
     for _ in range(random.choice([1, 1, 1, 2, 2, 3, 4, 5])):
         length = float(np.exp(random.uniform(np.log(0.06), np.log(0.75))))
         gap = -0.3 * length if segments and random.rand() < 0.15 else random.uniform(0.03, 0.25)
         start = max(position + gap, 0.0)
-        if start + length > 1:              # the last one is cut, or dropped where little would be left
+        if start + length > 1:              # the last one is cut, or dropped if it is then too short
             length = 1 - start
         if length < 0.05:
             break
@@ -66,17 +67,18 @@ def _segments(random):
     return segments or [(0.2, 0.7)]
 
 
-def plant_features(name, entry, temporal_scale, feat_dim, seed, noise=1.0):
+def plant_features(name: str, entry: dict, temporal_scale: int, feat_dim: int, seed: int,
+                   noise: float = 1.0) -> np.ndarray:
     """T x C float32 features of one video: its actions, distractors and noise.
 
-    Depends on nothing but the arguments: the patterns of a class come from its label, the rest from the name.
+    They depend only on the arguments. The pattern of a class comes from its label, and the rest from the video's name.
     """
     random = _random(seed, "video", name)
     seconds = float(entry["feature_frame"]) / entry["duration_frame"] * entry["duration_second"]
     at = (np.arange(temporal_scale) + 0.5) / temporal_scale
     width = 1.0 / temporal_scale
     features = random.randn(temporal_scale, feat_dim) * noise + _pattern(seed, "background", feat_dim)
-    features += 0.5 * random.randn(feat_dim)                        # the look of this video
+    features += 0.5 * random.randn(feat_dim)                        # a constant offset of this video
     for annotation in entry["annotations"]:
         start, end = (edge / seconds for edge in annotation["segment"])
         inside = _soft_step(at - start, width) * _soft_step(end - at, width)
@@ -95,7 +97,7 @@ def _soft_step(x, width):
 
 
 def _pattern(seed, key, feat_dim):
-    """A direction among the features; seen along it, the noise is SIGNAL times smaller, however many there are."""
+    """A random direction in feature space, of a length of about SIGNAL for any ``feat_dim``."""
     return _random(seed, "pattern", key).randn(feat_dim) * (SIGNAL / feat_dim ** 0.5)
 
 
@@ -103,8 +105,12 @@ def _random(seed, kind, key):
     return np.random.RandomState(zlib.crc32(("%d/%s/%s" % (seed, kind, key)).encode()))
 
 
-def take_videos(folder, count, seed):
-    """Like make_videos, from the real annotation files of a folder: a seeded choice, all subsets in proportion."""
+def take_videos(folder: str, count: int, seed: int) -> Dict[str, Tuple[str, float, dict]]:
+    """Like :func:`make_videos`, with ``count`` random videos of the real annotation files in ``folder``.
+
+    Raises:
+        UserError: a file is missing or unreadable, or lists fewer videos.
+    """
     listed = read_video_list(os.path.join(folder, "video_info_new.csv"))
     annotated = read_annotations(os.path.join(folder, "anet_anno_action.json"))
     listed = [(name, subset) for name, subset in listed if subset in [known for known, _ in SUBSETS]]
@@ -115,8 +121,12 @@ def take_videos(folder, count, seed):
     return {listed[i][0]: (listed[i][1], 25.0, annotated[listed[i][0]]) for i in chosen}
 
 
-def write_annotations(folder, videos):
-    """The three annotation files, as published."""
+def write_annotations(folder: str, videos: Dict[str, Tuple[str, float, dict]]) -> None:
+    """Write the three annotation files, in the form in which they are published.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
     os.makedirs(folder, exist_ok=True)
     write_json(os.path.join(folder, "anet_anno_action.json"), {name: entry for name, (_, _, entry) in videos.items()})
     with replacing(os.path.join(folder, "video_info_new.csv")) as path, open(path, "w", newline="") as handle:
@@ -130,7 +140,7 @@ def write_annotations(folder, videos):
         handle.write("\n".join(["action"] + labels) + "\n")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="data", help="folder to write to (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")

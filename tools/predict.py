@@ -1,13 +1,14 @@
-"""Proposals of new videos: feature files and a checkpoint in, segments in seconds out. No annotations needed.
+"""Proposals of new videos, in seconds, from their feature files and a checkpoint. No annotations are needed.
 
     python3 tools/predict.py v_new.csv --duration 92.5 --checkpoint checkpoint/BMN_best.pth.tar
     python3 tools/predict.py folder --duration lengths.csv --output predictions.json --plot pictures
     python3 tools/predict.py folder --video_anno anno.json --plot pictures
 
-FEATURES is a file <video>.csv, .npy or .npz, a folder of such files, an HDF5 file or a packed file. A table of another
-length than the network's T is taken for raw snippets, and rescaled as tools/prepare_features.py does. --duration is
-the length in seconds, or a CSV file with the columns video and seconds; with --video_anno it comes from there, and the
-pictures show the annotated actions. The best proposals are printed, all of them are written to --output.
+FEATURES is a file <video>.csv, .npy or .npz, a folder of such files, an HDF5 file or a packed file. A table that does
+not have the network's T positions must hold raw snippets of 16 frames, which are rescaled as in
+tools/prepare_features.py. --duration is the length in seconds, or a CSV file with the columns video and seconds. With
+--video_anno the length comes from the annotation file, and the pictures show the annotated actions. The best proposals
+are printed, and all of them are written to --output.
 """
 import os
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.machine import device  # isort: skip  (before torch)
 import argparse
 import csv
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -39,8 +41,12 @@ SNIPPET = 16        # frames of a raw snippet
 RECORDED = NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
 
 
-def open_network(args):
-    """(network, complete options): those on the command line, else the checkpoint's own, else the defaults."""
+def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
+    """(network, complete options): the options of the command line, else those of the checkpoint, else the defaults.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or the options contradict it or each other.
+    """
     recorded = checkpoint.read(args.checkpoint).get("options")
     opt = {name: recorded[name] for name in RECORDED if isinstance(recorded, dict) and name in recorded}
     opt.update((name, getattr(args, name)) for name in RECORDED if getattr(args, name) is not None)
@@ -51,10 +57,14 @@ def open_network(args):
     return network, opt
 
 
-def find_videos(path, opt):
-    """(source of features, names in it) for FEATURES."""
+def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
+    """(source of features, names of its videos) for FEATURES.
+
+    Raises:
+        UserError: there is nothing, or nothing that can be used.
+    """
     if not os.path.exists(path):
-        raise UserError("%s does not exist: give a feature file, or a folder of them" % path)
+        raise UserError("%s does not exist: give a feature file, or a folder of feature files" % path)
     if path.endswith(EXTENSIONS) and os.path.isfile(path):
         folder, file = os.path.split(path)
         name = os.path.splitext(file)[0]
@@ -62,24 +72,28 @@ def find_videos(path, opt):
     source = open_source(dict(opt, data_path=path))
     names = sorted(source.names())
     if not names:
-        raise UserError("%s holds no features: files <video>.csv, .npy or .npz are looked for in a folder, and a data "
-                        "set for each video in an HDF5 file" % path)
+        raise UserError("%s holds no features: a folder must hold files <video>.csv, .npy or .npz, and an HDF5 file a "
+                        "data set for each video" % path)
     return source, names
 
 
-def check_ids(names):
-    """UserError where two videos would be one in --output."""
+def check_ids(names: List[str]) -> None:
+    """Check that the names of the videos give different ids in --output.
+
+    Raises:
+        UserError: two names give the same id.
+    """
     clash = same_id(names)
     if clash:
-        raise UserError("%s and %s would both be video %s in --output: rename one, or predict them apart"
+        raise UserError("%s and %s would both be video %s in --output: rename one, or predict them separately"
                         % (*clash, video_id(clash[0])))
 
 
-def read_lengths(args, names):
-    """{name: annotation entry}; from --duration alone an entry says no more than the length.
+def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, dict]:
+    """{name: annotation entry}. With --duration, everything but the length is filled in.
 
     Raises:
-        UserError: the length of a video is not known, or its annotations are not as training needs them.
+        UserError: the length of a video is not known, or its annotations are invalid.
     """
     if args.video_anno:
         known = read_annotations(args.video_anno)
@@ -94,9 +108,9 @@ def read_lengths(args, names):
     for name in names:
         entry = dict(known.get(name, ()))
         if not is_number(entry.get("duration_second")) or not 0 < entry["duration_second"] < 1e9:
-            raise UserError("%s gives video %s the length %.80r, a number of seconds above 0 is needed"
+            raise UserError("%s gives video %s the length %.80r, but a number of seconds above 0 is needed"
                             % (source, name, entry.get("duration_second")))
-        entry.setdefault("duration_frame", SNIPPET)         # one snippet is the whole video: no rounding of lengths
+        entry.setdefault("duration_frame", SNIPPET)         # a video of one snippet: then no length is rounded
         entry.setdefault("feature_frame", entry["duration_frame"])
         videos[name] = checked_entry(name, entry, args.video_anno)
     return videos
@@ -104,7 +118,7 @@ def read_lengths(args, names):
 
 def _read_length_list(path):
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:       # Excel puts a mark first
+        with open(path, newline="", encoding="utf-8-sig") as handle:       # Excel writes a byte order mark
             rows = csv.DictReader(handle)
             if not {"video", "seconds"} <= set(rows.fieldnames or ()):
                 raise UserError("--duration %s has no columns video and seconds: give such a file, or a number" % path)
@@ -117,12 +131,16 @@ def _read_length_list(path):
 def _seconds(text):
     try:
         return float(text)
-    except (TypeError, ValueError):     # a short row has None
+    except (TypeError, ValueError):     # None comes from a short row
         return text
 
 
-def read_features(source, name, video, opt):
-    """float32 [C, T] of a video, rescaled where its table is of another length."""
+def read_features(source: Any, name: str, video: dict, opt: dict) -> np.ndarray:
+    """float32 [C, T] of a video, rescaled where its table is of another length.
+
+    Raises:
+        UserError: the features cannot be used.
+    """
     table, rows_are_time = source.table(name)
     rows, columns = table.shape
     scale = opt["temporal_scale"]
@@ -133,15 +151,15 @@ def read_features(source, name, video, opt):
     return np.ascontiguousarray(rescaled.T, np.float32)
 
 
-def predict(network, runtime, features):
-    """(confidence map [2, T, T], start [T], end [T]) of one video, float32 arrays."""
+def predict(network: BMN, runtime: Any, features: np.ndarray) -> Tuple[np.ndarray, ...]:
+    """(confidence map [2, T, T], start [T], end [T]) of the features [C, T] of one video, float32 arrays."""
     with torch.no_grad():
         outputs = network(torch.from_numpy(features[None]).to(runtime.device), valid_only=True)
     return tuple(output[0].float().cpu().numpy() for output in outputs)
 
 
-def print_table(name, video, found, top):
-    """The best proposals of a video, in seconds."""
+def print_table(name: str, video: dict, found: np.ndarray, top: int) -> None:
+    """Print the ``top`` best proposals of a video in seconds; ``found`` is [n, 3] (score, xmin, xmax as fractions)."""
     seconds = proposal_seconds(video)
     print("%s, %.1f seconds" % (name, video["duration_second"]))
     print("%6s %10s %10s %10s %8s" % ("", "start", "end", "length", "score"))
@@ -149,14 +167,18 @@ def print_table(name, video, found, top):
         print("%6d %10.2f %10.2f %10.2f %8.4f" % (rank, xmin * seconds, xmax * seconds, (xmax - xmin) * seconds, score))
 
 
-def draw(path, name, video, maps, found):
-    """The picture of a prediction, with the annotated actions where there are any."""
+def draw(path: str, name: str, video: dict, maps: Tuple[np.ndarray, ...], found: np.ndarray) -> None:
+    """Draw a prediction, with the annotated actions if there are any; ``maps`` is what :func:`predict` returned.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     truth = sorted((*one["segment"], one["label"]) for one in video["annotations"])
     confidence_map, start, end = maps
     figures.save(figures.prediction(name, proposal_seconds(video), start, end, confidence_map, found, truth), path)
 
 
-def main():
+def main() -> None:
     args = parse_arguments()
     if args.output:
         check_writable(args.output)
@@ -166,7 +188,7 @@ def main():
         check_ids(names)
     videos = read_lengths(args, names)
     for name in tqdm(names, "checking", unit="video", disable=None if len(names) > 1 else True):
-        read_features(source, name, videos[name], opt)      # a bad file is told before hours of work, not after
+        read_features(source, name, videos[name], opt)      # so that a bad file shows before hours of work
     with device.setup(opt) as runtime:
         network.to(runtime.device).eval()
         found = {}
@@ -181,7 +203,7 @@ def main():
         post_processing.write_result(args.output, videos, found)
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", metavar="FEATURES", help="file or folder of features")
     length = parser.add_mutually_exclusive_group(required=True)

@@ -1,1 +1,1 @@
-"""Annotations and features: from files to what the network sees."""
+"""Annotations and features: reading, checking, packing and batching them."""

@@ -1,4 +1,4 @@
-"""The feature cache: which packed file serves a folder of features, and making it anew when its sources changed."""
+"""The feature cache: which packed file belongs to a folder of features, and making it again when sources change."""
 import contextlib
 import errno
 import hashlib
@@ -17,7 +17,7 @@ from bmn.files import replacing
 
 try:
     import fcntl
-except ImportError:         # no such locks on this system
+except ImportError:         # this system has no such locks
     fcntl = None
 
 ENDING = ".safetensors"
@@ -25,16 +25,16 @@ FLAWS = 20                  # unusable files after which packing stops looking f
 
 
 def open_cache(opt: dict, source: Any, names: List[str], log: Callable[[str], None]) -> PackedFeatures:
-    """The packed features of ``names``, made or brought up to date from ``source`` where that is needed.
+    """The packed features of ``names``. The file is made from ``source`` where it is missing or out of date.
 
     Args:
-        opt: complete dict of options: feature_cache says where, feature_cache_dtype how.
-        source: object with path, read(name) and stamp(name).
+        opt: complete dict of options; feature_cache says where the file is, feature_cache_dtype of which type.
+        source: object with path, read(name), stamp(name) and ``name in source``.
         names: videos that the file must have; it may have more.
         log: called with one line at a time.
 
     Raises:
-        UserError: a feature file cannot be used, or the packed file can be written nowhere.
+        UserError: a feature file cannot be used, or the packed file cannot be written in any of its folders.
     """
     paths = _paths(opt, source)
     for path in paths:
@@ -46,13 +46,13 @@ def open_cache(opt: dict, source: Any, names: List[str], log: Callable[[str], No
         try:
             return _brought_up_to_date(path, opt, source, names, log)
         except UserError as error:
-            if not isinstance(error.__cause__, OSError):    # the fault is a feature file's and not this folder's
+            if not isinstance(error.__cause__, OSError):    # the error is about a feature file and not this folder
                 raise
             refusals.append("%s: %s" % (os.path.dirname(path), error.__cause__.strerror or error.__cause__))
             if path != paths[-1]:
                 log("features cannot be packed in %s, trying %s" % (refusals[-1], os.path.dirname(paths[-1])))
-    raise UserError("the %.1f GB of packed features cannot be written (%s): give --feature_cache a folder with room, "
-                    "or off" % (video_bytes(*_form(opt)) * len(names) / 1e9, "; ".join(refusals)))
+    raise UserError("the %.1f GB of packed features cannot be written (%s): give --feature_cache a folder with free "
+                    "space, or off" % (video_bytes(*_form(opt)) * len(names) / 1e9, "; ".join(refusals)))
 
 
 def _form(opt):
@@ -63,7 +63,7 @@ def _paths(opt, source):
     """Paths that the packed file may have, the best first: beside the features, else beside the outputs."""
     path = os.path.abspath(source.path)
     ending = ".%s%s" % (opt["feature_cache_dtype"], ENDING)
-    # Elsewhere several data sets may meet, all of them called csv_mean_100.
+    # Another folder may hold the files of several data sets, which are all called csv_mean_100.
     elsewhere = "%s-%s%s" % (os.path.basename(path), hashlib.sha1(path.encode()).hexdigest()[:8], ending)
     if opt["feature_cache"] != "auto":
         return [os.path.join(opt["feature_cache"], elsewhere)]
@@ -74,7 +74,7 @@ def _paths(opt, source):
 
 
 def _opened(path, opt):
-    """The packed features at ``path``; None where there are none, or they are damaged or of another T or C."""
+    """The packed features at ``path``; None where they are missing, damaged, or of another T, C or type."""
     try:
         packed = PackedFeatures(path, opt["temporal_scale"], opt["feat_dim"])
     except UserError:
@@ -83,18 +83,18 @@ def _opened(path, opt):
 
 
 def _is_current(packed, source, names):
-    """Whether each of ``names`` is packed as it is now, and nothing is packed whose source is gone."""
+    """Whether each of ``names`` is packed in its present state, and every packed video still has a source."""
     return (all(packed.sources.get(name) == source.stamp(name) for name in names)
             and all(name in source for name in packed.sources))
 
 
 def _brought_up_to_date(path, opt, source, names, log):
     with _alone(path, log):
-        packed = _opened(path, opt)         # perhaps somebody else has packed while we waited
+        packed = _opened(path, opt)         # another process may have made it while we waited
         if packed is not None and _is_current(packed, source, names):
             return packed
         if packed is None and os.path.exists(path):
-            log("%s is damaged, or of another T or C: it is made anew" % path)
+            log("%s is damaged, or of another T or C: it is made again" % path)
         _build(path, opt, source, names, packed, log)
         _remove_version_1(path, log)
     return PackedFeatures(path, opt["temporal_scale"], opt["feat_dim"])
@@ -111,9 +111,9 @@ def _remove_version_1(path, log):
 
 @contextlib.contextmanager
 def _alone(path, log):
-    """Hold the lock of ``path``: one process packs, the others wait and then find it done.
+    """Hold the lock of ``path``: one process packs, and the others wait and then find the file.
 
-    Without locks on this system or disk all of them pack, each under a name of its own; that only takes longer.
+    Where this system or disk has no locks, every process packs under its own temporary name. That only takes longer.
     """
     folder, name = os.path.split(os.path.abspath(path))
     try:
@@ -142,10 +142,10 @@ def _locked(lock, log, path):
 
 
 def _clear_leftovers(folder, name, lock):
-    """Remove what killed processes of this machine left; ``lock`` is held, so nobody here is packing.
+    """Remove temporary files of killed processes. ``lock`` is held, so no other process of this machine is packing.
 
-    Some disks keep locks within each machine. So the lock file says which machine held it last, and the files of
-    another one stay: it may be at work.
+    On some disks a lock holds only within one machine. So the lock file says which machine held it last. If that was
+    another machine, the files stay, because it may still be packing.
     """
     lock.seek(0)
     if lock.read() in ("", platform.node()):
@@ -158,7 +158,7 @@ def _clear_leftovers(folder, name, lock):
 
 
 def _build(path, opt, source, names, packed, log):
-    """Write the packed file of ``names`` and of whatever else of ``packed`` is still valid."""
+    """Write the packed file of ``names``, and of the other videos in ``packed`` that are still valid."""
     sources = {name: source.stamp(name) for name in names}
     kept = set()
     if packed is not None:
@@ -184,7 +184,7 @@ def _build(path, opt, source, names, packed, log):
             if not np.isfinite(features).all():
                 raise UserError("features of video %s are too large for %s: give --feature_cache_dtype float32"
                                 % (name, dtype))
-            # Written, not mapped: on a disk that fills up this is an error, a mapping would be the end of the process.
+            # The file is not mapped for writing, because a full disk would then kill the process without an error.
             with open(temporary, "r+b", buffering=0) as handle:
                 handle.seek(len(header) + index * size)
                 view = memoryview(features).cast("B")
@@ -205,7 +205,7 @@ def _build(path, opt, source, names, packed, log):
 
 
 def _reserve(handle, size):
-    """Ask for all the room now: a full disk shows before minutes of work."""
+    """Reserve all the space on the disk now, so that a full disk shows before minutes of work."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(handle.fileno(), 0, size)

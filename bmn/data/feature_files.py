@@ -1,6 +1,7 @@
-"""Reading one feature file: a table of numbers, and whether it is the C x T that the options ask for."""
+"""Reading and writing one feature file, and checking that its table of numbers has the T and C of the options."""
 import io
 import zipfile
+from typing import List
 
 import numpy as np
 import pandas as pd
@@ -8,14 +9,15 @@ import pandas as pd
 from bmn.errors import UserError
 from bmn.files import replacing
 
-EXTENSIONS = (".csv", ".npy", ".npz")       # of several files of one video the first of these serves
+EXTENSIONS = (".csv", ".npy", ".npz")       # the best first, where a video has several files
 
 
-def read_csv(path):
+def read_csv(path: str) -> np.ndarray:
     """The numbers of a CSV file below its header line: float64 [rows, columns].
 
     Raises:
-        UserError: unreadable, no rows, rows of different length, or something that is no number.
+        UserError: the file is unreadable, has no rows, has rows of different lengths, or holds something else than
+            numbers.
     """
     try:
         with open(path, "rb") as handle:
@@ -32,16 +34,16 @@ def read_csv(path):
         if line.count(b",") != columns - 1:
             raise UserError("feature file %s has %d columns in line %d and %d in its header line: make or unpack it "
                             "again" % (path, line.count(b",") + 1, number, columns))
-    try:        # as one long column: pandas then parses the numbers twice as fast, to the same bits
+    try:        # as one long column, because pandas then reads the same numbers twice as fast
         values = pd.read_csv(io.BytesIO(body.replace(b",", b"\n")), header=None, dtype=np.float64, engine="c",
                              na_filter=False, low_memory=False).values
         return values.reshape(len(lines), columns)
-    except ValueError:      # something is odd: look at every cell
+    except ValueError:      # something is wrong, so look at every cell
         return np.array([[_number(cell, path, number, column) for column, cell in enumerate(line.split(b","), 1)]
                          for number, line in enumerate(lines, 2)])
 
 
-def write_csv(path: str, features: np.ndarray, digits: int = 12):
+def write_csv(path: str, features: np.ndarray, digits: int = 12) -> None:
     """Write a feature file in the published form: a header line f0,f1,... and a row of numbers for each position.
 
     Args:
@@ -61,15 +63,15 @@ def _number(cell, path, line, column):
     try:
         return float(cell)
     except ValueError:
-        raise UserError("feature file %s has %r in line %d, column %d, a number is needed: make or unpack it again"
-                        % (path, cell.decode("utf-8", "replace").strip()[:20], line, column)) from None
+        raise UserError("feature file %s has %r in line %d, column %d, but a number is needed: make or unpack it "
+                        "again" % (path, cell.decode("utf-8", "replace").strip()[:20], line, column)) from None
 
 
-def read_array(path):
-    """The numbers of a NumPy file: float [rows, columns]. An .npz file must hold a single array.
+def read_array(path: str) -> np.ndarray:
+    """The numbers of a NumPy file: [rows, columns]. An .npz file must hold a single array.
 
     Raises:
-        UserError: unreadable, of more than one array, or not a table of numbers.
+        UserError: the file is unreadable, holds more than one array, or does not hold a table of numbers.
     """
     where = "feature file " + path
     try:
@@ -78,39 +80,49 @@ def read_array(path):
             return numbers(content, where)
         with content:
             if len(content.files) != 1:
-                raise UserError("%s holds %d arrays (%s), one is needed"
+                raise UserError("%s holds %d arrays (%s): make a file with a single array"
                                 % (where, len(content.files), few(content.files)))
             return numbers(content[content.files[0]], where)
     except UserError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError("%s is no readable NumPy file (%s): make it again" % (where, error)) from None
+        raise UserError("%s is not a readable NumPy file (%s): make it again" % (where, error)) from None
 
 
-def numbers(array, where):
-    """``array``, when it is a table of numbers; else a UserError about ``where``."""
+def numbers(array: np.ndarray, where: str) -> np.ndarray:
+    """``array`` itself, where it is a table of numbers; ``where`` names its file in error messages.
+
+    Raises:
+        UserError: it is no table, or does not hold numbers.
+    """
     if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise UserError("%s holds an array of shape %s and type %s, a table of T x C numbers is needed"
+        raise UserError("%s holds an array of shape %s and type %s, but a table of T x C numbers is needed"
                         % (where, array.shape, array.dtype))
     return array
 
 
-def fitted(table, rows_are_time, temporal_scale, feat_dim, where):
-    """float32 [C, T] from a table that is [T, C] or, unless ``rows_are_time``, perhaps [C, T].
+def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim: int, where: str) -> np.ndarray:
+    """float32 [C, T] from a table that is [T, C] or, where the rows are not known to be time, [C, T].
+
+    Args:
+        table: numbers [rows, columns].
+        rows_are_time: whether the rows are known to be time.
+        temporal_scale, feat_dim: T and C.
+        where: names the file in error messages.
 
     Raises:
-        UserError: about ``where``: another shape, time cannot be told from features, or a number is not finite.
+        UserError: the table has another shape, it is unknown which axis is time, or a number is not finite in float32.
     """
     rows, columns = table.shape
     if (rows, columns) == (temporal_scale, feat_dim):
         if rows == columns and not rows_are_time:
-            raise UserError("%s has %d rows and as many columns, which of them is time cannot be told: store the "
-                            "features as CSV, a row for each position" % (where, rows))
+            raise UserError("%s has %d rows and as many columns, so it is unknown which axis is time: store the "
+                            "features as CSV, with a row for each position" % (where, rows))
         table = table.T
     elif rows_are_time or (rows, columns) != (feat_dim, temporal_scale):
         raise UserError("%s has %d rows and %d columns, but --temporal_scale is %d and --feat_dim %d: %s"
                         % (where, rows, columns, temporal_scale, feat_dim, _remedy(table.shape, temporal_scale)))
-    with np.errstate(over="ignore"):        # told below, with the file's name
+    with np.errstate(over="ignore"):        # the error below names the file
         features = np.ascontiguousarray(table, np.float32)
     if not np.isfinite(features).all():
         channel, position = np.argwhere(~np.isfinite(features))[0]
@@ -120,11 +132,11 @@ def fitted(table, rows_are_time, temporal_scale, feat_dim, where):
 
 
 def _remedy(shape, temporal_scale):
-    if temporal_scale in shape:     # the other one is the feature's length
+    if temporal_scale in shape:     # then the other number is C
         return "give --feat_dim %d" % shape[1 - shape.index(temporal_scale)]
     return "rescale it with tools/prepare_features.py, or give --temporal_scale %d" % shape[0]
 
 
-def few(names):
-    """The first names of a list, for a message."""
+def few(names: List[str]) -> str:
+    """The first three names of a list, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

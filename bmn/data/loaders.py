@@ -1,27 +1,33 @@
 """Which videos go into which batch on which rank, and the DataLoader over them."""
+from typing import Dict, Iterable, Iterator, List
+
 import torch
 from torch.utils.data import DataLoader
 
 from bmn.errors import UserError
 
-BLOCK = 16      # videos of a validation or inference block: losses are normalised by batch, so its size is fixed
+BLOCK = 16      # videos of a validation or inference block; the size is fixed, because losses are normalised by batch
 
 
 class TrainingBatches:
-    """Batches of one rank: the videos shuffled by (seed, epoch), an incomplete last batch dropped.
+    """Batches of one rank. The videos are shuffled by (seed, epoch), and an incomplete last batch is dropped.
 
     A global batch is split evenly over the ranks, so that any number of ranks sees the same global batches.
 
     Args:
         count: number of videos.
         local_batch_size: videos of a batch on each rank.
-        seed, rank, world_size: whole numbers.
+        seed: seed of the order of the videos.
+        rank, world_size: number of this process, and number of processes.
+
+    Attributes:
+        epoch: number of the epoch, which the caller sets before it iterates.
 
     Raises:
-        UserError: fewer videos than a global batch.
+        UserError: there are fewer videos than a global batch has.
     """
 
-    def __init__(self, count, local_batch_size, seed=0, rank=0, world_size=1):
+    def __init__(self, count: int, local_batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
         self.count, self.local_batch_size, self.seed, self.epoch = count, local_batch_size, seed, 0
         self.batch_size = local_batch_size * world_size
         self.offset = rank * local_batch_size
@@ -29,10 +35,10 @@ class TrainingBatches:
             raise UserError("--batch_size %d is larger than the %d training videos: give %d or less"
                             % (self.batch_size, count, count))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count // self.batch_size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[List[int]]:
         generator = torch.Generator()
         generator.manual_seed(self.seed * 1000003 + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
@@ -40,16 +46,18 @@ class TrainingBatches:
             yield order[first:first + self.local_batch_size]
 
 
-def rank_blocks(count, rank=0, world_size=1):
-    """{number: videos} of the blocks of one rank: every video once over all ranks, in runs of BLOCK.
+def rank_blocks(count: int, rank: int = 0, world_size: int = 1) -> Dict[int, List[int]]:
+    """{number: video indices} of the blocks of one rank. A block has up to BLOCK consecutive videos.
 
-    A block has the same videos whatever the number of ranks, so figures and files do not depend on it.
+    All ranks together have every video once. A block has the same videos for any number of ranks, so that figures and
+    files do not depend on that number.
     """
     first = range(0, count, BLOCK)
     return {number: list(range(first[number], min(first[number] + BLOCK, count)))
             for number in range(rank, len(first), world_size)}
 
 
-def load_batches(dataset, batches, num_workers, pin_memory=False):
-    """A DataLoader over ``dataset`` that yields ``batches`` (an iterable of lists of indices) in order."""
+def load_batches(dataset: torch.utils.data.Dataset, batches: Iterable[List[int]], num_workers: int,
+                 pin_memory: bool = False) -> DataLoader:
+    """A DataLoader over ``dataset`` that yields the ``batches``, lists of indices, in order."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory)

@@ -1,34 +1,40 @@
-"""Temporal segments: intersection and IoU, and the two durations by which seconds become fractions and back."""
+"""Temporal segments: intersection and IoU, and the two durations that convert between seconds and fractions."""
 import numpy as np
 
 
-def intersection(start, end, other_start, other_end):
-    """Length of the overlap of segments, 0 where they do not meet; arrays broadcast, any unit."""
+def intersection(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, other_end: np.ndarray) -> np.ndarray:
+    """Length of the overlap of segments, 0 where they do not meet. Arrays broadcast; all have the same unit."""
     return np.maximum(np.minimum(end, other_end) - np.maximum(start, other_start), 0.0)
 
 
-def iou(start, end, other_start, other_end):
+def iou(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, other_end: np.ndarray) -> np.ndarray:
     """Temporal intersection over union of segments [start, end] and [other_start, other_end].
 
-    Arrays broadcast; any unit. Evaluated in the reference's order of operations, for its rounding decides
+    Arrays broadcast; all have the same unit. The order of operations is the reference's, because its rounding decides
     comparisons with a threshold.
     """
     inter = intersection(start, end, other_start, other_end)
     return inter / ((end - start) - inter + other_end - other_start)
 
 
-def tiou(start, end, other_start, other_end):
-    """As :func:`iou`, in the order of operations of ActivityNet's evaluation; 0/0 (two segments of length 0) is NaN."""
+def tiou(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, other_end: np.ndarray) -> np.ndarray:
+    """The same as :func:`iou` in the order of operations of ActivityNet's evaluation.
+
+    Where both segments have length 0, this is 0/0 and gives NaN.
+    """
     inter = intersection(start, end, other_start, other_end)
     with np.errstate(invalid="ignore", divide="ignore"):
         return inter / ((end - start) + (other_end - other_start) - inter)
 
 
-def annotated_seconds(video):
-    """Seconds that the features of a video cover: the scale of its labels. ``video``: its annotation entry."""
+def annotated_seconds(video: dict) -> float:
+    """Seconds that the features of a video cover; its labels are scaled by them. ``video`` is its annotation entry."""
     return float(video["feature_frame"]) / video["duration_frame"] * video["duration_second"]
 
 
-def proposal_seconds(video):
-    """Seconds that its proposals are scaled to: whole snippets of 16 frames. ``video``: its annotation entry."""
+def proposal_seconds(video: dict) -> float:
+    """Seconds of the whole snippets of 16 frames in a video; its proposals are scaled by them.
+
+    ``video`` is its annotation entry.
+    """
     return float(video["duration_frame"] // 16 * 16) / video["duration_frame"] * video["duration_second"]

@@ -1,1 +1,1 @@
-"""Devices, processes, precision, traces."""
+"""Devices, processes, precision and traces."""

@@ -1,7 +1,8 @@
 """The machine: NPU, CUDA or CPU, one process or many.
 
-Import this module before torch: with torch_npu installed and CANN absent, ``import torch`` alone would die
-while it loads that backend by itself. Beside amp.py this is the only file that knows a device by name.
+Import this module before torch. Otherwise ``import torch`` loads an installed torch_npu by itself, and fails where CANN
+is missing. Devices are known by name in bmn/machine. Elsewhere only these look at the kind of device: the choice of
+bags or dense (bmn/network/boundary_matching.py, models.py), dataset.default_workers and main.load.
 """
 import os
 
@@ -13,6 +14,7 @@ import re
 import resource
 import sys
 import time
+from typing import Any, ContextManager, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -29,18 +31,18 @@ TORCH = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2
 
 # ---- which device ------------------------------------------------------------------------------------------------
 
-def npu_problem():
-    """Why no NPU can be used here, as the middle of a sentence; None where one can."""
+def npu_problem() -> Optional[str]:
+    """Why no NPU can be used here, in words that fit into a sentence; None where one can be used."""
     try:
         import torch_npu  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "torch_npu":
             return "torch_npu cannot be imported (%s): install that package" % error
-        if not hasattr(torch, "npu"):           # Ascend's own build of PyTorch 1.5 has it built in
+        if not hasattr(torch, "npu"):           # Ascend's own build of PyTorch 1.5 contains it
             return "torch_npu is not installed"
-    except SystemExit:                          # that of PyTorch 1.8 leaves the program
+    except SystemExit:                          # the torch_npu for PyTorch 1.8 exits
         return "torch_npu stops at its import: CANN is missing, or its set_env.sh was not sourced"
-    except Exception as error:                  # whatever a broken installation raises
+    except Exception as error:                  # a broken installation can raise anything
         return _import_problem(str(error) or type(error).__name__)
     try:
         if torch.npu.is_available() and torch.npu.device_count() > 0:
@@ -60,8 +62,8 @@ def _import_problem(text):
     return "torch_npu cannot be imported (%s)" % _first_line(text)
 
 
-def cuda_problem():
-    """Why no CUDA device can be used here, as the middle of a sentence; None where one can."""
+def cuda_problem() -> Optional[str]:
+    """Why no CUDA device can be used here, in words that fit into a sentence; None where one can be used."""
     if torch.cuda.is_available():
         return None
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
@@ -78,11 +80,14 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def choose(wanted):
-    """``--device`` -> (kind, why): "npu", "cuda" or "cpu", and what spoke against the earlier ones.
+def choose(wanted: str) -> Tuple[str, str]:
+    """Choose the device for ``--device``: "auto" is the first of npu, cuda and cpu that can be used.
+
+    Returns:
+        (kind, why): "npu", "cuda" or "cpu", and why the kinds before it cannot be used; "" where none was tried.
 
     Raises:
-        UserError: the device asked for by name is not to be had.
+        UserError: ``wanted`` names a device that cannot be used.
     """
     problems = {"npu": npu_problem, "cuda": cuda_problem, "cpu": lambda: None}
     passed_over = []
@@ -91,16 +96,20 @@ def choose(wanted):
         if problem is None:
             return kind, "; ".join(passed_over)
         passed_over.append("no %s: %s" % (kind, problem))
-    raise UserError("--device %s: %s; give --device auto or cpu to go on without" % (wanted, problem))
+    raise UserError("--device %s: %s; give --device auto or cpu to go on without it" % (wanted, problem))
 
 
-def card(kind, device_id, member):
-    """The torch.device of this process, by ``--DeviceID`` (a card, or a list: one for each local rank).
+def card(kind: str, device_id: Union[str, int], member: Member) -> torch.device:
+    """The torch.device of this process.
 
-    The numbers count among the cards that ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES leave visible.
+    Args:
+        kind: "npu", "cuda" or "cpu".
+        device_id: ``--DeviceID``: the number of a card, or one number for each local rank, separated by commas. Only
+            the cards count that ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES leave visible.
+        member: this process.
 
     Raises:
-        UserError: not numbers, too few of them, or no such card.
+        UserError: ``device_id`` is not made of numbers, has too few of them, or names a card that does not exist.
     """
     if kind == "cpu":
         return torch.device("cpu")
@@ -109,14 +118,15 @@ def card(kind, device_id, member):
         raise UserError("--DeviceID %s: give the number of a card, or numbers separated by commas" % device_id)
     if member.local_rank < len(names):
         index = int(names[member.local_rank])
-    elif names == ["0"]:                        # the default names no card in particular
+    elif names == ["0"]:                        # the default: each process gets a card of its own
         index = member.local_rank
     else:
-        raise UserError("--DeviceID %s leaves local rank %d without a card: name one for each process of a machine"
+        raise UserError("--DeviceID %s leaves local rank %d without a card: give one for each process of this machine"
                         % (device_id, member.local_rank))
     count = getattr(torch, kind).device_count()
     if index >= count:
-        raise UserError("card %d (--DeviceID %s, local rank %d) is not there: %d %s %s visible%s"
+        raise UserError("card %d (--DeviceID %s, local rank %d) is not there: %d %s %s visible%s; "
+                        "give visible cards, one for each process of this machine"
                         % (index, device_id, member.local_rank, count, kind, "is" if count == 1 else "are",
                            _visibility(kind)))
     return torch.device(kind, index)
@@ -125,85 +135,89 @@ def card(kind, device_id, member):
 # ---- what the rest of the program sees -----------------------------------------------------------------------------
 
 class Runtime:
-    """One process's view of the machine. Made by :func:`setup`, handed on as an argument.
+    """One process's view of the machine. :func:`setup` makes it, and it is passed on as an argument.
 
     Attributes:
-        kind: "npu", "cuda" or "cpu"; device: torch.device; rank, world_size, local_rank; is_main: rank 0.
+        kind: "npu", "cuda" or "cpu".
+        device: torch.device.
+        rank, world_size, local_rank: numbers of this process, as in :class:`Member`.
+        is_main: whether this is rank 0.
 
-    As a context manager it leaves the process group in order, and after a failure lets the word of the process
-    that failed first be the last one.
+    Use it in a ``with`` block. Its end leaves the process group in order. After a RuntimeError it waits a moment. If
+    another process has failed first, the watch ends this process meanwhile, with a message about the other one.
     """
 
-    def __init__(self, kind, device, member, store=None, peers=None):
+    def __init__(self, kind: str, device: torch.device, member: Member, store: Any = None, peers: Any = None):
         self.kind, self.device = kind, device
         self.rank, self.world_size, self.local_rank = member.rank, member.world_size, member.local_rank
         self.is_main = member.rank == 0
         self._store, self._peers, self._barriers = store, peers, 0
         self._api = None if kind == "cpu" else getattr(torch, kind)
 
-    def __enter__(self):
+    def __enter__(self) -> "Runtime":
         return self
 
     def __exit__(self, kind, error, trace):
         if error is None:
             self.close()
         elif isinstance(error, RuntimeError) and self._peers:
-            self._peers.give_way()              # is it only the echo of another process's end?
+            self._peers.give_way()              # perhaps it only follows from the end of another process
 
-    def close(self):
-        """Leave the process group; rank 0, which the others talk to, leaves last."""
+    def close(self) -> None:
+        """Leave the process group. Rank 0 leaves last, because the others are connected to it."""
         if self._peers:
             self._peers.leave()
             dist.destroy_process_group()
             self._peers = None
 
-    def log(self, text):
-        """Print on rank 0, at once."""
+    def log(self, text: str) -> None:
+        """Print on rank 0, without delay; the other ranks print nothing."""
         if self.is_main:
             print(text, flush=True)
 
-    def local_batch_size(self, batch_size):
-        """How many of the ``batch_size`` videos of a step this process takes.
+    def local_batch_size(self, batch_size: int) -> int:
+        """How many of the ``batch_size`` videos of a step this process gets.
 
         Raises:
-            UserError: they cannot be divided evenly.
+            UserError: the videos cannot be divided evenly among the processes.
         """
         if batch_size % self.world_size:
             raise UserError("--batch_size %d cannot be divided evenly among %d processes: give a multiple of %d"
                             % (batch_size, self.world_size, self.world_size))
         return batch_size // self.world_size
 
-    def wrap(self, model):
-        """The model on this device, and in step with its copies in the other processes."""
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model on this device. With several processes DistributedDataParallel wraps it, to average gradients."""
         model = model.to(self.device)
         if self.world_size == 1:
             return model
         ids = None if self.kind == "cpu" else [self.device.index]
         return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
-    def synchronize(self):
-        """Wait until the device has done what it was given: a clock read afterwards tells the truth."""
+    def synchronize(self) -> None:
+        """Wait until the device has done all its work, so that a time measured afterwards is right."""
         if self._api:
             self._api.synchronize()
 
-    def reset_peak_memory(self):
-        """Start a new measurement for :meth:`peak_memory_mb` (on the CPU there is only the peak since the start)."""
+    def reset_peak_memory(self) -> None:
+        """Start a new measurement for :meth:`peak_memory_mb`. On the CPU there is only the peak since the start."""
         reset = getattr(self._api, "reset_peak_memory_stats", None) or getattr(
             self._api, "reset_max_memory_allocated", None)
         if reset:
             reset(self.device)
 
-    def peak_memory_mb(self):
-        """Most device memory allocated at a time, in MiB; on the CPU the process's resident set."""
+    def peak_memory_mb(self) -> float:
+        """Peak of the allocated device memory in MiB; on the CPU the peak of the process's resident set."""
         if self._api:
             return self._api.max_memory_allocated(self.device) / 2.0 ** 20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 2.0 ** (20 if sys.platform == "darwin" else 10)
 
-    def barrier(self):
-        """Wait for all processes, however long rank 0 packs features.
+    def barrier(self) -> None:
+        """Wait until all processes have called this, however long that takes.
 
-        Through the store, not the device: HCCL and NCCL give up on a collective that starts minutes apart.
+        The processes meet through the store and not through the device, because HCCL and NCCL give up on a collective
+        that starts minutes apart.
         """
         if self.world_size == 1:
             return
@@ -215,16 +229,16 @@ class Runtime:
             pause = min(2 * pause, 0.2)
             arrived = self._store.add(name, 0)
 
-    def all_reduce_sum(self, tensor):
-        """The sum of every process's ``tensor`` (float32, any device, the same shape), where the tensor was."""
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of the processes' tensors, on the device of ``tensor``: float32, of the same shape everywhere."""
         if self.world_size == 1:
             return tensor
         total = tensor.detach().to(self.device, copy=True)
         dist.all_reduce(total)
         return total.to(tensor.device)
 
-    def gather(self, value):
-        """[value of rank 0, value of rank 1, ...] on every process; anything that can be pickled."""
+    def gather(self, value: Any) -> List[Any]:
+        """[value of rank 0, value of rank 1, ...] on every process. The values can be anything that pickle accepts."""
         if self.world_size == 1:
             return [value]
         data = _packed(value)
@@ -240,8 +254,8 @@ class Runtime:
         dist.all_gather(parts, tensor)
         return [part.cpu() for part in parts]
 
-    def broadcast(self, value):
-        """Rank 0's ``value``, on every process; anything that can be pickled."""
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value``, on every process. It can be anything that pickle accepts."""
         if self.world_size == 1:
             return value
         data = _packed(value if self.is_main else None)
@@ -251,45 +265,49 @@ class Runtime:
         dist.broadcast(data, 0)
         return value if self.is_main else pickle.loads(data.cpu().numpy().tobytes())
 
-    def random_state(self):
-        """{"cpu": state, "<kind>": state} of the random number generators: tensors, to be saved and set again."""
+    def random_state(self) -> Dict[str, torch.Tensor]:
+        """State of the random number generators, {"cpu": tensor, "<kind>": tensor}, for :meth:`set_random_state`."""
         state = {"cpu": torch.get_rng_state()}
         if self._api and hasattr(self._api, "get_rng_state"):
             state[self.kind] = self._api.get_rng_state(self.device).cpu()
         return state
 
-    def set_random_state(self, state):
-        """Set what :meth:`random_state` gave; the part of a device that is not here is left out."""
+    def set_random_state(self, state: Dict[str, torch.Tensor]) -> None:
+        """Set what :meth:`random_state` gave. The state of another kind of device is left out."""
         torch.set_rng_state(state["cpu"].cpu())
         if self._api and self.kind in state:
             self._api.set_rng_state(state[self.kind].cpu(), self.device)
 
-    def check_profiler(self, folder):
-        """Make the folder of a trace, where it is not empty; UserError where it cannot be, or there is no profiler."""
+    def check_profiler(self, folder: str) -> None:
+        """Check that a trace can be made, and make its ``folder``. An empty ``folder`` means no trace.
+
+        Raises:
+            UserError: there is no profiler here, or the folder cannot be made.
+        """
         if folder:
             profiling.find(self.kind, folder)
 
-    def profiler(self, folder):
-        """A context that gives a profiler, which wants one ``step()`` per iteration and leaves a trace in ``folder``.
+    def profiler(self, folder: str) -> ContextManager[Any]:
+        """A context that gives a profiler. Call its ``step()`` once per iteration; it writes a trace into ``folder``.
 
-        It gives None without ``folder`` and on all ranks but 0.
+        The context gives None where ``folder`` is empty, and on all ranks except 0.
         """
         return profiling.trace(self.kind, folder if self.is_main else "", self.log)
 
 
 def _packed(value):
-    """``value`` pickled, as uint8 [bytes]: what every backend of every version can carry."""
+    """``value`` pickled, as uint8 [bytes], because every backend of every version can send that."""
     return torch.from_numpy(np.frombuffer(pickle.dumps(value, protocol=4), dtype=np.uint8).copy())
 
 
-def setup(opt):
-    """Choose the device, join the other processes, and say so in one line. Returns a :class:`Runtime`.
+def setup(opt: dict) -> Runtime:
+    """Choose the device, join the other processes, and log both in one line.
 
     Args:
         opt: complete dict of options; device, DeviceID, is_distributed, world_size and local_rank are read.
 
     Raises:
-        UserError: the device is not to be had, or the processes do not come together.
+        UserError: the device cannot be used, or the processes cannot connect.
     """
     member = Member(opt)
     kind, why = choose(opt["device"])
@@ -303,8 +321,8 @@ def setup(opt):
     return runtime
 
 
-def seed_everything(seed):
-    """Seed Python's, NumPy's and PyTorch's random numbers; the latter's seeding reaches every device."""
+def seed_everything(seed: int) -> None:
+    """Seed the random numbers of Python, NumPy and PyTorch. PyTorch also seeds those of the devices."""
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)

@@ -1,9 +1,9 @@
 """One process among many: finding the others, and ending together.
 
-A process that dies must take the whole run down, at once and with a word, instead of leaving the others to wait.
-Collectives notice a lost process late (on cards after minutes) or in a page of C++. A TCP connection notices at
-once, for the kernel closes it however a process ends. So rank 0 keeps one to every other rank, and a thread that
-does nothing but wait for its end.
+When a process dies, the whole run must end immediately and with a clear message. The other processes must not wait.
+Collectives notice a lost process late (on cards after minutes), or report it in a page of C++. A TCP connection shows
+it immediately, because the kernel closes it however a process ends. So rank 0 is connected to every other rank, and a
+thread in each process waits for the end of a connection.
 """
 import contextlib
 import datetime
@@ -15,13 +15,14 @@ import socket
 import sys
 import threading
 import time
+from typing import Any, Tuple
 
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from bmn.errors import UserError
 
-MASTER = ("127.0.0.1", "29681")         # where rank 0 is met when nothing in the environment says so
+MASTER = ("127.0.0.1", "29681")         # address and port of rank 0, where the environment does not name them
 JOIN_WITHIN = datetime.timedelta(minutes=10)
 EXCHANGE_WITHIN = datetime.timedelta(minutes=30)
 GOODBYE = b"."
@@ -31,13 +32,16 @@ GRACE_SECONDS = 5.0
 
 
 class Member:
-    """This process as a member of the run: ``rank`` of ``world_size``, ``local_rank`` on its machine."""
+    """This process as a member of the run: ``rank`` of ``world_size``, and ``local_rank`` on its machine."""
 
-    def __init__(self, opt):
+    def __init__(self, opt: dict):
         """Read the launcher's environment (torchrun, torch.distributed.launch), else the options of the old port.
 
+        Args:
+            opt: complete dict of options; is_distributed, world_size and local_rank are read.
+
         Raises:
-            UserError: the numbers are none, or do not fit together.
+            UserError: a value in the environment is not a number, or the numbers contradict each other.
         """
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             self.rank, self.world_size = _number("RANK"), _number("WORLD_SIZE")
@@ -66,19 +70,19 @@ def _number(name, default=None):
         raise UserError("%s=%s in the environment is not a number: let the launcher set it" % (name, text)) from None
 
 
-def join(member, kind, backend):
-    """Meet the other processes and make the process group.
+def join(member: Member, kind: str, backend: str) -> Tuple[Any, "Peers"]:
+    """Connect to the other processes and make the process group.
 
     Args:
-        member: this process's :class:`Member`.
-        kind: the device it chose; all must have chosen the same.
-        backend: of torch.distributed.
+        member: this process.
+        kind: the kind of device that this process uses; it must be the same in all processes.
+        backend: name of a backend of torch.distributed.
 
     Returns:
-        (store, peers): the key-value store that all share, and the watch over them.
+        (store, peers): the key-value store of torch.distributed, and the :class:`Peers` that watch the processes.
 
     Raises:
-        UserError: the others do not come, or chose another device.
+        UserError: the processes cannot connect, or they use different kinds of devices.
     """
     os.environ.setdefault("MASTER_ADDR", MASTER[0])
     os.environ.setdefault("MASTER_PORT", MASTER[1])
@@ -93,7 +97,8 @@ def join(member, kind, backend):
                                     timeout=EXCHANGE_WITHIN)
             return store, peers
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError("rank %d of %d could not join the others at %s:%s (MASTER_ADDR, MASTER_PORT): %s"
+        raise UserError("rank %d of %d could not join the others at %s:%s (MASTER_ADDR, MASTER_PORT): %s; "
+                        "check that all processes run and have this address"
                         % (member.rank, member.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"],
                            (str(error) or repr(error)).splitlines()[0])) from None
     raise UserError("the processes chose different devices (%s): give the same --device to all"
@@ -101,9 +106,19 @@ def join(member, kind, backend):
 
 
 class Peers:
-    """This process's part in the watch. ``store`` (of torch.distributed) tells the others where rank 0 listens."""
+    """The watch over the other processes: it ends this process when one of them is lost.
 
-    def __init__(self, store, rank, world_size, host, timeout):
+    Args:
+        store: key-value store of torch.distributed, through which rank 0 says on which port it listens.
+        rank, world_size: numbers of this process, as in :class:`Member`.
+        host: address of rank 0.
+        timeout: seconds to wait for a connection.
+
+    Raises:
+        OSError, RuntimeError: the ranks cannot connect.
+    """
+
+    def __init__(self, store: Any, rank: int, world_size: int, host: str, timeout: float):
         self.rank = rank
         self._goodbyes = threading.Event()
         if rank == 0:
@@ -118,12 +133,12 @@ class Peers:
             watch = self._watch_main
         for connection in self._connections.values():
             _keep_alive(connection)
-        # A forked data worker would keep a dead process's connection open.
+        # A forked data worker would keep the connection open after this process has died.
         os.register_at_fork(after_in_child=self._close)
         threading.Thread(target=watch, name="peers", daemon=True).start()
 
-    def leave(self):
-        """Say that this process ends in order; rank 0 waits until all the others have said so."""
+    def leave(self) -> None:
+        """Say goodbye before this process ends. Rank 0 waits until all other ranks have said goodbye."""
         if self.rank:
             self._goodbyes.set()
             self._connections[self.rank].sendall(GOODBYE)
@@ -131,8 +146,8 @@ class Peers:
             self._goodbyes.wait()
         self._close()
 
-    def give_way(self):
-        """After a failed exchange: leave a lost process the time to be noticed, which ends this process too."""
+    def give_way(self) -> None:
+        """Wait after a failed exchange: if a process was lost, the watch notices it now and ends this process."""
         time.sleep(GRACE_SECONDS)
 
     def _close(self):
@@ -140,7 +155,7 @@ class Peers:
             connection.close()
 
     def _watch_all(self):
-        """Rank 0: until every other rank has said goodbye."""
+        """Rank 0 watches until every other rank has said goodbye."""
         with selectors.DefaultSelector() as selector:
             for rank, connection in self._connections.items():
                 selector.register(connection, selectors.EVENT_READ, rank)
@@ -152,7 +167,7 @@ class Peers:
         self._goodbyes.set()
 
     def _watch_main(self):
-        """Any other rank: until the connection ends, or rank 0 says which rank was lost."""
+        """Any other rank watches until the connection ends, or until rank 0 says which rank was lost."""
         word = _received(self._connections[self.rank], 4)
         if not self._goodbyes.is_set():
             self._end(int.from_bytes(word, "big"))
@@ -162,16 +177,16 @@ class Peers:
             for rank, connection in self._connections.items():
                 if rank != lost:
                     _send(connection, lost.to_bytes(4, "big"))
-        print("error: rank %d ended before the run was done (its own message, where it left one, says why): rank %d "
+        print("error: rank %d ended before the run was done (its own message, if it left one, says why): rank %d "
               "stops as well" % (lost, self.rank), file=sys.stderr, flush=True)
-        for child in multiprocessing.active_children():     # data workers; no one else would end them
+        for child in multiprocessing.active_children():     # data workers, because nothing else would end them
             child.terminate()
         sys.stdout.flush()
-        os._exit(1)                                         # the main thread may be deep in a collective
+        os._exit(1)                                         # because the main thread may be waiting in a collective
 
 
 def _welcome(store, world_size, timeout):
-    """Rank 0: listen, and take in every other rank. Returns {rank: connection}."""
+    """Rank 0 listens and accepts a connection from every other rank. Returns {rank: connection}."""
     token = secrets.token_bytes(TOKEN_BYTES)
     connections = {}
     with _listening() as server:
@@ -181,7 +196,7 @@ def _welcome(store, world_size, timeout):
             connection, _ = server.accept()
             connection.settimeout(HELLO_SECONDS)
             hello = _received(connection, TOKEN_BYTES + 4)
-            if hello[:TOKEN_BYTES] != token:                # a port scanner, not one of us
+            if hello[:TOKEN_BYTES] != token:                # a port scanner and not a rank of this run
                 connection.close()
                 continue
             connection.settimeout(None)
@@ -207,7 +222,7 @@ def _listening():
 
 
 def _received(connection, size=1):
-    """The next ``size`` bytes, fewer where the connection ends."""
+    """The next ``size`` bytes, or fewer where the connection ends."""
     data = b""
     try:
         while len(data) < size:
@@ -215,7 +230,7 @@ def _received(connection, size=1):
             if not more:
                 break
             data += more
-    except OSError:             # reset: the other end is gone all the same
+    except OSError:             # a reset also means that the other process is gone
         pass
     return data
 
@@ -226,7 +241,7 @@ def _send(connection, data):
 
 
 def _keep_alive(connection):
-    """Let the kernel find out within a minute that the other machine has lost its power."""
+    """Make the kernel find out within about a minute that the other machine has lost its power."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):

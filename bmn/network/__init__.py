@@ -1,1 +1,1 @@
-"""What the network is made of beside its layers."""
+"""Parts of the network that are not PyTorch layers, and the network from an ONNX file."""

@@ -1,5 +1,6 @@
-"""Figures: drawn on canvases of their own, no global state of matplotlib is touched."""
+"""Figures. Each has a canvas of its own, so that no global state of matplotlib changes."""
 import os
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,19 +12,19 @@ from bmn.errors import UserError
 from bmn.files import replacing
 
 START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
-SMALL = (6.4, 4.4)      # inches, of a figure that is to be read on a phone
-# How a curve looks: of tIoU 0.5, 0.6, ..., 0.9 in turn.
+SMALL = (6.4, 4.4)      # inches; a figure of this size is readable on a phone
+# Style of the recall curves; the colours are those of tIoU 0.5, 0.6, ..., 0.9 in order.
 REFERENCE = {"colours": ("r", "yellow", "b", "c", "m"), "size": (12, 8), "font": 14, "width": 4, "top": 1}
 REPORT = {"colours": ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"), "size": SMALL, "font": 11, "width": 2,
           "top": 1.02}
 
 
-def area(x, y):
-    """Area under a curve, by trapezoids."""
+def area(x: np.ndarray, y: np.ndarray) -> float:
+    """Area under a curve by the trapezoidal rule; x and y are [points]."""
     return (np.diff(x) * (y[1:] + y[:-1]) / 2.0).sum()
 
 
-def save(figure, path):
+def save(figure: Figure, path: str) -> None:
     """Write a figure; the ending of ``path`` gives the format.
 
     Raises:
@@ -34,25 +35,34 @@ def save(figure, path):
         figure.savefig(temporary, format=form)
 
 
-def picture_format(path):
-    """The format that the ending of ``path`` means; UserError where there is none such."""
+def picture_format(path: str) -> str:
+    """The format that the ending of ``path`` means, "png" where it has none.
+
+    Raises:
+        UserError: there is no such format.
+    """
     form = os.path.splitext(path)[1][1:].lower() or "png"
     if form not in FigureCanvasAgg.get_supported_filetypes():
-        raise UserError("%s: there is no picture format '%s', use .jpg, .png, .pdf or .svg" % (path, form))
+        raise UserError("%s: there is no picture format '%s'; use .jpg, .png, .pdf or .svg" % (path, form))
     return form
 
 
-def new_figure(size):
+def new_figure(size: Tuple[float, float]) -> Figure:
+    """An empty figure; ``size`` is (width, height) in inches."""
     figure = Figure(figsize=size, constrained_layout=True)
     FigureCanvasAgg(figure)
     return figure
 
 
-def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds, style=REFERENCE):
+def recall_curve(average_nr_proposals: np.ndarray, average_recall: np.ndarray, recall: np.ndarray,
+                 tiou_thresholds: np.ndarray, style: dict = REFERENCE) -> Figure:
     """Recall against the average number of proposals, by default as the reference draws it.
 
     Args:
-        average_nr_proposals, average_recall: [100]. recall: [H, 100], at tiou_thresholds [H].
+        average_nr_proposals, average_recall: [100].
+        recall: [H, 100], at each of the thresholds.
+        tiou_thresholds: [H].
+        style: REFERENCE or REPORT.
     """
     figure = new_figure(style["size"])
     axes = figure.add_subplot(1, 1, 1)
@@ -72,15 +82,15 @@ def recall_curve(average_nr_proposals, average_recall, recall, tiou_thresholds, 
 
 
 def _literal(text):
-    return text.replace("$", r"\$")         # a video or an action may be called $x$: that is no formula
+    return text.replace("$", r"\$")         # because matplotlib would read a name like $x$ as a formula
 
 
 def _cut(number):
-    return int(number * 100) / 100.         # as the reference, which does not round
+    return int(number * 100) / 100.         # like the reference, which does not round
 
 
-def recall_by_tiou(recall, tiou_thresholds):
-    """Recall [H, 100] of the best 1, 5, 10 and 100 proposals against tIoU."""
+def recall_by_tiou(recall: np.ndarray, tiou_thresholds: np.ndarray) -> Figure:
+    """Recall [H, 100] of the best 1, 5, 10 and 100 proposals against tIoU [H]."""
     figure = new_figure(SMALL)
     axes = figure.add_subplot(1, 1, 1)
     for number, colour in zip((100, 10, 5, 1), ("#440154", "#31688e", "#35b779", "#b5a41c")):
@@ -94,8 +104,8 @@ def recall_by_tiou(recall, tiou_thresholds):
     return figure
 
 
-def training_curve(epochs):
-    """Losses of a run. ``epochs``: the objects of metrics.jsonl, one an epoch."""
+def training_curve(epochs: List[dict]) -> Figure:
+    """Losses of a run; ``epochs`` are the objects of metrics.jsonl, one for each epoch."""
     figure = new_figure(SMALL)
     titles = {"total": "total", "tem": "TEM", "pem_reg": "PEM regression", "pem_cls": "PEM classification"}
     numbers = [one["epoch"] for one in epochs]
@@ -114,16 +124,18 @@ def training_curve(epochs):
     return figure
 
 
-def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
-    """What the network says of one video: boundary probabilities, best proposals and the confidence of every pair.
+def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, confidence_map: np.ndarray,
+               proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Figure:
+    """The network's outputs for one video: boundary probabilities, best proposals and the confidence of every pair.
 
     Args:
+        title: of the figure.
         seconds: length of the time axis.
         start, end: [T], probability at each position.
         confidence_map: [2, T, T], channel 0 regression, 1 classification, at [start, end]; cells with start > end are
             not shown.
         proposals: [n, 3] (score, xmin, xmax as fractions), best first; the first ten are drawn.
-        truth: (start, end, label) of each annotated action, in seconds, by start.
+        truth: (start, end, label) of each annotated action, in seconds, sorted by start.
     """
     figure = new_figure((13, 6))
     grid = figure.add_gridspec(1, 2, width_ratios=(1.35, 1))
@@ -133,16 +145,21 @@ def prediction(title, seconds, start, end, confidence_map, proposals, truth=()):
     return figure
 
 
-def prediction_in_two(seconds, start, end, confidence_map, proposals, truth=()):
-    """The same as two figures that stand beside each other on a laptop and below each other on a phone."""
+def prediction_in_two(seconds: float, start: np.ndarray, end: np.ndarray, confidence_map: np.ndarray,
+                      proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Tuple[Figure, Figure]:
+    """The same as :func:`prediction` in two figures (time axis, confidence), which a page can arrange by its width."""
     time_axis, confidence = new_figure((6.4, 5.4)), new_figure((6.4, 5.4))
     draw_boundaries_and_time_axis(time_axis, time_axis.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
     draw_confidence(confidence, confidence.add_gridspec(1, 1)[0], seconds, confidence_map, truth)
     return time_axis, confidence
 
 
-def draw_boundaries_and_time_axis(figure, grid_cell, seconds, start, end, proposals, truth):
-    """Both on one axis of seconds, one above the other, annotated actions shaded."""
+def draw_boundaries_and_time_axis(figure: Figure, grid_cell: Any, seconds: float, start: np.ndarray, end: np.ndarray,
+                                  proposals: np.ndarray, truth: Sequence[tuple]) -> None:
+    """Draw the boundary probabilities above the time axis, with annotated actions shaded.
+
+    ``grid_cell`` is a matplotlib SubplotSpec; the other arguments are those of :func:`prediction`.
+    """
     rows = GridSpecFromSubplotSpec(2, 1, subplot_spec=grid_cell, height_ratios=(1, 1.3))
     curves = figure.add_subplot(rows[0])
     at = np.arange(len(start)) * seconds / len(start)
@@ -158,8 +175,8 @@ def draw_boundaries_and_time_axis(figure, grid_cell, seconds, start, end, propos
             axes.axvspan(first, last, color=TRUTH_COLOUR, alpha=0.12, linewidth=0, zorder=0)
 
 
-def draw_time_axis(axes, seconds, proposals, truth):
-    """Ground truth above, proposals [n, 3] (score, xmin, xmax) below it in order, on an axis of seconds."""
+def draw_time_axis(axes: Any, seconds: float, proposals: np.ndarray, truth: Sequence[tuple]) -> None:
+    """Draw the ground truth, and below it the proposals [n, 3] (score, xmin, xmax) in order, on an axis of seconds."""
     lanes = _lanes(truth, seconds)
     height = max(lanes, default=-1) + 1
     for (first, last, label), lane in zip(truth, lanes):
@@ -180,7 +197,7 @@ def draw_time_axis(axes, seconds, proposals, truth):
 
 
 def _lanes(truth, seconds):
-    """A row for each action, the first in which neither it nor its label meets an earlier one."""
+    """The row of each action: the first row in which it and its label do not overlap an earlier action."""
     free_from, lanes = [], []
     for action in truth:
         begin, end = _extent(*action, seconds)
@@ -191,15 +208,19 @@ def _lanes(truth, seconds):
 
 
 def _extent(first, last, label, seconds):
-    """What an action and its label take: the label begins with the action, or ends with it where the axis does."""
+    """(begin, end) in seconds of an action and its label. Near the end of the axis, the label ends with the action."""
     width = (len(label) + 2) * 0.011 * seconds
     if first + width > seconds:
         return min(first, last - width), last
     return first, max(last, first + width)
 
 
-def draw_confidence(figure, grid_cell, seconds, confidence_map, truth):
-    """Confidence (classification times regression) of each pair of start and end; annotated actions as circles."""
+def draw_confidence(figure: Figure, grid_cell: Any, seconds: float, confidence_map: np.ndarray,
+                    truth: Sequence[tuple]) -> None:
+    """Draw the confidence (classification times regression) of each pair, with annotated actions as circles.
+
+    ``grid_cell`` is a matplotlib SubplotSpec; the other arguments are those of :func:`prediction`.
+    """
     axes = figure.add_subplot(grid_cell)
     confidence = confidence_map[0] * confidence_map[1]              # [start, end]
     above = np.tri(len(confidence), dtype=bool).T                   # start <= end

@@ -2,6 +2,7 @@
 import contextlib
 import gc
 import json
+from typing import Dict, Iterable, Tuple
 
 import numpy as np
 
@@ -9,12 +10,12 @@ from bmn.errors import UserError
 from bmn.files import read_json, replacing
 
 
-def write_results(path, results):
-    """Write a result file, whole or not at all.
+def write_results(path: str, results: Iterable[Tuple[str, str]]) -> None:
+    """Write a result file; ``path`` is replaced in one step.
 
     Args:
         path: the file.
-        results: yields (id, JSON text of its list); one video at a time, for together they have a million small dicts.
+        results: yields (id, JSON text of its list), one video at a time, because together they have a million dicts.
 
     Raises:
         UserError: the file cannot be written.
@@ -26,8 +27,8 @@ def write_results(path, results):
         handle.write('}, "external_data": {}}')
 
 
-def proposals_as_json(rows):
-    """What json.dumps makes of the proposals of a video, in half the time: few of the seconds differ.
+def proposals_as_json(rows: np.ndarray) -> str:
+    """The text that json.dumps makes of the proposals of a video, in half the time, because many seconds are equal.
 
     Args:
         rows: float64 [n, 3] (score, start, end).
@@ -39,14 +40,14 @@ def proposals_as_json(rows):
         for score, start, end in zip(rows[:, 0].tolist(), seconds[::2], seconds[1::2]))
 
 
-def read_proposals(path):
+def read_proposals(path: str) -> Dict[str, np.ndarray]:
     """Proposals of a result file: {id: float64 [n, 3]} (score, start, end in seconds), in the file's order.
 
     Raises:
         UserError: the file is missing, of another form, or holds no proposal.
     """
     with _no_garbage_collection():
-        return _read(path)          # what it had in memory besides is gone before garbage is looked for again
+        return _read(path)          # a function, so that its local objects are gone before collection starts again
 
 
 def _read(path):
@@ -55,11 +56,11 @@ def _read(path):
         results = content["results"]
         score = np.array([one["score"] for rows in results.values() for one in rows])
         segment = np.array([one["segment"] for rows in results.values() for one in rows])
-        if score.dtype.kind not in "fiu" or segment.dtype.kind not in "fiu":        # text, true, numbers too large
-            raise ValueError("a score or a segment is not of numbers")
+        if score.dtype.kind not in "fiu" or segment.dtype.kind not in "fiu":        # text, booleans, too large numbers
+            raise ValueError("a score or a segment is not made of numbers")
         table = np.column_stack([score, segment if len(score) else np.empty((0, 2))]).astype(np.float64)
         if score.ndim != 1 or table.shape[1] != 3 or not np.isfinite(table).all():
-            raise ValueError("a score or a segment is not of finite numbers")
+            raise ValueError("a score or a segment is not made of finite numbers")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("result file %s does not hold proposals (%s: %s): it should look like "
                         '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
@@ -71,7 +72,7 @@ def _read(path):
 
 @contextlib.contextmanager
 def _no_garbage_collection():
-    """Half a million proposals are a million objects, none of them garbage: looking for it doubles the time."""
+    """Switch garbage collection off. Half a million proposals are a million live objects; searching them takes long."""
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,8 @@
-"""The scored pairs of a video: decoding the network's maps, and the CSV table that the reference keeps of them."""
+"""The scored pairs of a video: decoding the network's maps, and the CSV table of them in the reference's format."""
 import csv
 import functools
 import os
-from typing import Sequence
+from typing import Sequence, Tuple
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,17 @@ from bmn.errors import UserError
 from bmn.files import orjson, replacing
 from bmn.parallel import Pool, without_errors
 
-COLUMNS = ("xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score")   # the file format's spelling
+COLUMNS = ("xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score")   # spelled as in the format
 FOLDER = os.path.join("output", "BMN_results")
 
 
 @functools.lru_cache(maxsize=8)
-def pairs(temporal_scale):
-    """Every pair of positions s < e, by s then e: index arrays s, e and segments xmin = s/T, xmax = e/T, [T(T-1)/2]."""
+def pairs(temporal_scale: int) -> Tuple[np.ndarray, ...]:
+    """Every pair of positions s < e, sorted by s and then e.
+
+    Returns:
+        (s, e, xmin, xmax), each [T(T-1)/2] and read-only: index arrays, and the segments xmin = s/T, xmax = e/T.
+    """
     s, e = np.triu_indices(temporal_scale, 1)
     arrays = s, e, s / temporal_scale, e / temporal_scale
     for array in arrays:
@@ -25,7 +29,7 @@ def pairs(temporal_scale):
     return arrays
 
 
-def decode(confidence_map, start, end):
+def decode(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Score of every pair s < e: start[s] * end[e] * classification * regression, float32 products in this order.
 
     Args:
@@ -43,11 +47,12 @@ def decode(confidence_map, start, end):
     return np.take(score.reshape(batch, -1), s * (scale - 1) + e - 1, axis=1)
 
 
-def score_table(confidence_map, start, end):
-    """The table of one video, as its CSV file holds it: float64 [T(T-1)/2, 7], columns as COLUMNS.
+def score_table(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The table of one video as in its CSV file: float64 [T(T-1)/2, 7], with the columns COLUMNS.
 
     Args:
-        confidence_map: float32 [2, T, T]. start, end: float32 [T].
+        confidence_map: float32 [2, T, T].
+        start, end: float32 [T].
     """
     s, e, xmin, xmax = pairs(len(start))
     columns = (xmin, xmax, start[s], end[e], confidence_map[1, s, e - 1], confidence_map[0, s, e - 1],
@@ -55,12 +60,13 @@ def score_table(confidence_map, start, end):
     return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
 
 
-def write_table(path: str, confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray):
-    """Write the table of one video; every number reads back as the float64 that :func:`score_table` gives.
+def write_table(path: str, confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+    """Write the table of one video. Every number reads back as the float64 that :func:`score_table` gives.
 
     Args:
         path: the file.
-        confidence_map: float32 [2, T, T]. start, end: float32 [T].
+        confidence_map: float32 [2, T, T].
+        start, end: float32 [T].
 
     Raises:
         UserError: the file cannot be written.
@@ -75,13 +81,13 @@ def write_table(path: str, confidence_map: np.ndarray, start: np.ndarray, end: n
 
 
 class CsvExport:
-    """Writes ``<folder>/<video>.csv`` on processes of its own, while the network goes on.
+    """Writes ``<folder>/<video>.csv`` in other processes, while the network goes on.
 
     Args:
-        folder: made if need be.
+        folder: it is made where it is missing.
         processes: how many at most.
 
-    Use it in a ``with`` block: its end waits until all is written, and after an error drops what is not.
+    Use it in a ``with`` block. Its end waits until all tables are written; after an error it drops those that are not.
     """
 
     def __init__(self, folder: str, processes: int):
@@ -89,11 +95,11 @@ class CsvExport:
         self.pool = Pool(self._write, processes, niceness=10,
                          remedy="try a smaller --post_process_thread, or --save_csv 0")
 
-    def add(self, names: Sequence[str], confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray):
-        """Take the maps of a batch: names [B], float32 [B, 2, T, T], [B, T], [B, T].
+    def add(self, names: Sequence[str], confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+        """Hand over the maps of a batch: names [B], float32 [B, 2, T, T], [B, T], [B, T].
 
         Raises:
-            UserError: an earlier table could not be written.
+            UserError: an earlier table could not be written, or a process was killed.
         """
         list(without_errors(self.pool.submit([(list(names), confidence_map, start, end)])))
 
@@ -110,11 +116,11 @@ class CsvExport:
             write_table(os.path.join(self.folder, name + ".csv"), *maps)
 
 
-def read_table(path):
+def read_table(path: str) -> np.ndarray:
     """The columns xmin, xmax and score of a table: float64 [3, rows].
 
     Raises:
-        UserError: the file is missing, unreadable, without rows, or holds something else.
+        UserError: the file is missing or unreadable, has no rows, or is not such a table.
     """
     try:
         with open(path, newline="", encoding="utf-8") as handle:

@@ -1,1 +1,1 @@
-"""Checkpoints: saving, reading, resuming."""
+"""The state of a training, and checkpoints: saving, reading, resuming."""

@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, read without running anything, exchanged with the reference and its ports.
+"""Checkpoints: saving them safely, and reading ours and those of the reference and its ports without running code.
 
-A file of ours is what ``torch.save`` writes in its old format (the one form that every PyTorch from 1.5 to today's
-reads and writes), followed by a SHA-256 of it: PyTorch ignores what follows, we notice a damaged byte. Any other
-checkpoint of this network is read too: {"epoch", "state_dict"} or a bare state_dict, with or without ``module.``
-before the names, with or without the reference's ``sample_mask``, in any floating-point type.
+Our file is what ``torch.save`` writes in its old format, followed by a SHA-256 of that. Every PyTorch since 1.5 reads
+and writes the old format, and ignores what follows; we notice a damaged byte by the SHA-256. Other checkpoints of this
+network are read too: {"epoch", "state_dict"} or a bare state_dict, with or without ``module.`` before the names, with
+or without the reference's ``sample_mask``, in any floating-point type.
 """
 import glob
 import hashlib
@@ -13,6 +13,7 @@ import re
 import time
 import zipfile
 from collections import OrderedDict
+from typing import Any, Dict
 
 import torch
 
@@ -28,20 +29,20 @@ FORMAT = "BMN checkpoint 1"
 _SEAL = b"\nBMN checkpoint, SHA-256 of what stands before: "
 _SEAL_SIZE = len(_SEAL) + 64
 _OLD_FORMAT = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"      # PyTorch's magic number, in the first pickle
-_ABANDONED = 600        # seconds after which a temporary file belongs to a run that was killed
+_ABANDONED = 600        # seconds; an older temporary file was left by a run that was killed
 
 _OPTION_OF_TENSOR = {"x_1d_b.0.weight": "feat_dim", "x_3d_p.0.weight": "num_sample", "sample_mask": "temporal_scale"}
 
 
-def load_network(path, model):
-    """Load the network of any accepted checkpoint into ``model``.
+def load_network(path: str, model: Any) -> Dict[str, Any]:
+    """Load the network of any checkpoint that :func:`read` accepts into ``model``, a models.BMN.
 
     Returns:
-        The rest of the checkpoint, a dict: "epoch" (0 where unknown), "path", and in files of ours the state of the
+        The rest of the checkpoint, a dict: "epoch" (0 where unknown), "path", and in our own files the state of the
         run.
 
     Raises:
-        UserError: as :func:`read`, or the checkpoint is of another network: the tensor and the option are named.
+        UserError: as in :func:`read` and :func:`put_network`.
     """
     state = read(path)
     put_network(state, model)
@@ -49,21 +50,26 @@ def load_network(path, model):
     return state
 
 
-def save(path, state):
-    """Write ``state`` so that a reader, or a kill at any moment, finds the old file or the new one, whole.
+def save(path: str, state: Dict[str, Any]) -> None:
+    """Write the checkpoint ``state``. If this process is killed, the complete old file or the complete new one remains.
 
     Raises:
-        UserError: the folder cannot be written to, or the disk is full; the old file is as it was.
+        UserError: the folder cannot be written to, or the disk is full; the old file stays as it was.
+        TypeError: ``state`` holds something that :func:`read` would refuse.
     """
     write(path, dict(state, format=FORMAT))
 
 
-def write(path, content):
-    """Write any dict of tensors, numbers, text and containers, as :func:`save` does, without the mark of ours."""
+def write(path: str, content: Dict[str, Any]) -> None:
+    """Write any dict of tensors, numbers, text and containers as :func:`save` does, but without adding "format".
+
+    Raises:
+        UserError, TypeError: as in :func:`save`.
+    """
     folder, name = os.path.split(os.path.abspath(path))
     for leftover in glob.glob(os.path.join(glob.escape(folder), "." + glob.escape(name) + ".*.tmp")):
         _remove_if_abandoned(leftover)
-    buffer = io.BytesIO()       # in memory first: PyTorch tells of a full disk in an exception of its own kind
+    buffer = io.BytesIO()       # in memory first, because PyTorch reports a full disk with an exception of its own kind
     torch.save(_plain(content), buffer, _use_new_zipfile_serialization=False)
     written = buffer.getbuffer()
     with replacing(path) as temporary, open(temporary, "wb") as handle:
@@ -71,15 +77,15 @@ def write(path, content):
         handle.write(_seal(written))
 
 
-def read(path):
-    """Read any accepted checkpoint on the CPU; nothing in it is executed.
+def read(path: str) -> Dict[str, Any]:
+    """Read a checkpoint of this network onto the CPU. No code in it is run.
 
     Returns:
-        dict with "state_dict" ({own name: tensor}, ``module.`` stripped), "epoch", "path", and what else it holds.
+        dict with "state_dict" ({name without ``module.``: tensor}), "epoch", "path", and whatever else the file holds.
 
     Raises:
-        UserError: missing, unreadable, truncated or damaged, more than tensors and plain values, or no checkpoint of
-            this network.
+        UserError: the file is missing, unreadable, truncated or damaged, it holds more than tensors and plain values,
+            or it is not a checkpoint of this network.
     """
     content, sealed = _verified(path, _content(path))
     state = _unpickled(path, content)
@@ -87,8 +93,8 @@ def read(path):
         state = {"state_dict": state}
     tensors = state.get("state_dict") if isinstance(state, dict) else None
     if not isinstance(tensors, dict) or not tensors or not all(map(_is_weight, tensors.items())):
-        raise UserError("%s is no checkpoint of this network: it holds neither 'state_dict' nor named tensors of "
-                        "weights, give a .pth.tar file that a training wrote" % path)
+        raise UserError("%s is not a checkpoint of this network, because it holds neither 'state_dict' nor named "
+                        "tensors of weights: give a .pth.tar file that a training wrote" % path)
     if state.get("format") == FORMAT and not sealed:
         raise _damaged(path, "its end is missing")
     if not isinstance(state.setdefault("epoch", 0), int):
@@ -98,14 +104,19 @@ def read(path):
     return state
 
 
-def put_network(state, model):
-    """Load the network of a state that :func:`read` returned into ``model``, cast to its type; or say what differs."""
+def put_network(state: Dict[str, Any], model: Any) -> None:
+    """Load the network of a ``state`` that :func:`read` returned into ``model``, a models.BMN, and cast it to its type.
+
+    Raises:
+        UserError: the checkpoint is of another network, or holds numbers that are not finite; the tensor and, where it
+            is known, the option are named.
+    """
     check_options(state, {name: getattr(model, name) for name in NETWORK_OPTIONS})
     found, wanted = state["state_dict"], model.state_dict()
     for what, names in (("lacks", [name for name in wanted if name not in found]),
                         ("has the unknown", [name for name in found if name not in wanted and name != "sample_mask"])):
         if names:
-            raise UserError("checkpoint %s is of another network: it %s %s%s" % (
+            raise UserError("checkpoint %s is of another network: it %s %s%s; give a checkpoint of this network" % (
                 state["path"], what, ", ".join(names[:3]), " and %d more" % (len(names) - 3) if names[3:] else ""))
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     if "sample_mask" in found:
@@ -116,19 +127,20 @@ def put_network(state, model):
             option = _OPTION_OF_TENSOR.get(name)
             raise UserError("checkpoint %s is of another network: %s is %s there and %s here%s" % (
                 state["path"], name, tuple(found[name].shape), shape,
-                ", give the --%s that it was trained with" % option if option else ""))
+                "; give the --%s that it was trained with" % option if option else ""))
     broken = [name for name in wanted if not torch.isfinite(found[name].float()).all()]
     if broken:
-        raise UserError("checkpoint %s holds numbers that are not finite (in %s): its training failed, use another one"
-                        % (state["path"], broken[0]))
+        raise UserError("checkpoint %s holds numbers that are not finite (in %s): use another one, because its "
+                        "training failed" % (state["path"], broken[0]))
     model.load_state_dict(OrderedDict((name, found[name]) for name in wanted))
 
 
-def network_options(state, given):
-    """The options of the network in ``state``: what its tensors and options say, else what is given, else defaults.
+def network_options(state: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, Any]:
+    """The options of the network in ``state``: from its tensors and options, else from ``given``, else the defaults.
 
     Args:
-        given: {option: value}; None is not given, and other options are left out.
+        state: what :func:`read` returned.
+        given: {option: value}; None means not given, and options that are not the network's are ignored.
 
     Raises:
         UserError: what is given contradicts the checkpoint.
@@ -144,20 +156,25 @@ def network_options(state, given):
         known["temporal_scale"] = len(tensors["sample_mask"])
     for name in NETWORK_OPTIONS:
         if given.get(name) is not None and known.setdefault(name, given[name]) != given[name]:
-            raise UserError("--%s %s is given, but %s was made with %s"
+            raise UserError("--%s %s is given, but %s was made with %s: leave the option out"
                             % (name, given[name], state["path"], known[name]))
     return {name: known.get(name, DEFAULTS[name]) for name in NETWORK_OPTIONS}
 
 
-def check_options(state: dict, wanted: dict):
-    """UserError where the checkpoint was made with another value of an option in ``wanted`` {name: value}.
+def check_options(state: Dict[str, Any], wanted: Dict[str, Any]) -> None:
+    """Compare the options that a checkpoint was made with, because the shapes of its tensors do not show all of them.
 
-    The shapes of tensors do not show every option.
+    Args:
+        state: what :func:`read` returned; without "options" nothing is compared.
+        wanted: {option: value}.
+
+    Raises:
+        UserError: the checkpoint was made with another value of one of the options.
     """
     options = state.get("options")
     for name, value in wanted.items():
         if isinstance(options, dict) and options.get(name, value) != value:
-            raise UserError("checkpoint %s was made with --%s %s, and this is %s: give the same"
+            raise UserError("checkpoint %s was made with --%s %s, but here it is %s: give the same value"
                             % (state["path"], name, options[name], value))
 
 
@@ -172,7 +189,7 @@ def _is_weight(item):
 
 
 def _plain(value):
-    """``value`` with its tensors on the CPU; an error where it has what a safe reader would refuse."""
+    """``value`` with its tensors on the CPU; a TypeError where it holds something that :func:`read` would refuse."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):
@@ -184,16 +201,16 @@ def _plain(value):
     raise TypeError("a checkpoint holds tensors, numbers, text and containers, not %s" % type(value))
 
 
-# Reading bytes that anybody may have written
+# Reading bytes from any source, which must not be trusted
 
 def _content(path):
     try:
         with open(path, "rb") as handle:
             head = handle.read(32)
             if not (head.startswith(b"PK\x03\x04") or _OLD_FORMAT in head):
-                # also PyTorch's oldest format, a tar file, whose reader is not safe even with weights_only
+                # This also refuses PyTorch's oldest format, a tar file: reading it is not safe even with weights_only.
                 raise UserError("%s is %s: give a .pth.tar file that a training wrote"
-                                % (path, "no PyTorch checkpoint" if head else "empty"))
+                                % (path, "not a PyTorch checkpoint" if head else "empty"))
             return head + handle.read()
     except FileNotFoundError:
         raise UserError("checkpoint %s does not exist: check the path" % path) from None
@@ -207,12 +224,12 @@ def _seal(content):
 
 
 def _verified(path, content):
-    """(content without its seal, whether it has one); UserError where the bytes are not those that were written."""
+    """(content without its seal, whether it has one); UserError where a checksum shows that the bytes have changed."""
     if content[-_SEAL_SIZE:].startswith(_SEAL):
         if _seal(memoryview(content)[:-_SEAL_SIZE]) != content[-_SEAL_SIZE:]:
             raise _damaged(path, "its SHA-256 differs")
         return content[:-_SEAL_SIZE], True
-    if content.startswith(b"PK"):       # PyTorch itself never looks at the checksums in its files
+    if content.startswith(b"PK"):       # PyTorch itself does not check the checksums in its files
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 damaged = archive.testzip()
@@ -222,7 +239,7 @@ def _verified(path, content):
         if damaged:
             raise _damaged(path, "the checksum of %s differs" % damaged)
         if any(name.endswith("/constants.pkl") for name in names):      # old PyTorch would run it
-            raise UserError("%s is a TorchScript program, no checkpoint: give a .pth.tar file" % path)
+            raise UserError("%s is a TorchScript program and not a checkpoint: give a .pth.tar file" % path)
     return content, False
 
 
@@ -236,21 +253,21 @@ def _unpickled(path, content):
     except Exception as error:      # damaged bytes can end in any exception
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
-            raise UserError("checkpoint %s holds %s beside tensors and plain values: it is refused, for reading such "
-                            "a file could run code" % (path, foreign.group(1))) from None
+            raise UserError("checkpoint %s holds %s besides tensors and plain values: use another one, because reading "
+                            "such a file could run code" % (path, foreign.group(1))) from None
         raise _damaged(path, first_line(error)) from None
 
 
 def first_line(error: Exception) -> str:
-    """What an error of PyTorch says, short enough for a sentence."""
+    """The first line of an error of PyTorch, short enough for a sentence."""
     text = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:120]
 
 
 def _remove_if_abandoned(path):
-    """A kill while writing leaves a temporary file; a fresh one may be another process's work."""
+    """Remove a temporary file of a killed run. A newer file stays, because another process may still write it."""
     try:
         if time.time() - os.path.getmtime(path) > _ABANDONED:
             os.remove(path)
     except OSError:
-        pass        # gone already, or not ours to remove: it harms nobody
+        pass        # it is gone already, or we may not remove it; either does no harm

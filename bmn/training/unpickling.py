@@ -1,9 +1,9 @@
-"""Reading what ``torch.save`` wrote without running anything, whoever wrote it.
+"""Reading files of ``torch.save`` from any source without running code.
 
-PyTorch can do that since 1.13 (weights_only). Before, its ``torch.load`` runs whatever code a file names. Both of its
-formats are pickles beside the raw bytes of tensors: here the pickles are read by an unpickler that knows tensors and
-plain containers only, and shapes are checked against the bytes that are there, for old PyTorch itself corrupts its
-memory on a file that ends too early.
+PyTorch has been able to do this since 1.13 (weights_only). Before that, ``torch.load`` runs any code that a file names.
+Both of PyTorch's formats are pickles together with the raw bytes of tensors. Here an unpickler that knows only tensors
+and plain containers reads the pickles. Shapes are checked against the bytes in the file, because old PyTorch corrupts
+its memory when a file ends too early.
 """
 import contextlib
 import inspect
@@ -11,6 +11,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,36 +20,36 @@ _DTYPES = {"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", 
            "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1", "BoolStorage": "?"}
 
 
-def load(content):
-    """The object in ``content``, the bytes of a file by ``torch.save``; its tensors are on the CPU, nothing is run.
+def load(content: bytes) -> Any:
+    """The object in ``content``, the bytes of a file by ``torch.save``, with its tensors on the CPU. No code is run.
 
     Raises:
-        Exception: of any kind, where the bytes are damaged or name more than tensors and plain values; in the latter
-            case "GLOBAL" and that name stand in its text.
+        Exception: of any kind, where the bytes are damaged or name more than tensors and plain values. If they name
+            more, the text of the exception holds "GLOBAL" and that name.
     """
     if "weights_only" not in inspect.signature(torch.load).parameters:
         return load_on_old_pytorch(content)
-    # safe_globals came later than weights_only
+    # PyTorch has had safe_globals only since 2.5, and weights_only for longer.
     known = getattr(torch.serialization, "safe_globals", lambda names: contextlib.nullcontext())
     with known([_rebuild_npu_tensor]):
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _rebuild_npu_tensor(*arguments):
-    """A tensor that torch_npu saved from a device before version 2.1; its last argument is a memory layout."""
+    """A tensor that torch_npu before version 2.1 saved from a device; its last argument is a memory layout."""
     return torch._utils._rebuild_tensor_v2(*arguments[:6])
 
 
 _rebuild_npu_tensor.__module__ = "torch_npu.utils.storage"      # its name in such files
 
 
-def load_on_old_pytorch(content):
-    """As :func:`load`, without PyTorch's help."""
+def load_on_old_pytorch(content: bytes) -> Any:
+    """The same as :func:`load`, for a PyTorch without weights_only."""
     return _load_zip(content) if content.startswith(b"PK") else _load_old(content)
 
 
 def _load_zip(content):
-    """The format since PyTorch 1.6: an archive of data.pkl and a member for the values of each tensor."""
+    """The format since PyTorch 1.6: a zip archive of data.pkl and one member with the values of each tensor."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled[:-len("data.pkl")] + "data/"
@@ -63,12 +64,15 @@ def _load_zip(content):
 
 
 def _load_old(content):
-    """The format before: pickles of a magic number, a version, the machine, the object, and the keys of its tensors;
-    then of each key the number of values and the values."""
+    """The format before PyTorch 1.6.
+
+    It consists of five pickles: a magic number, a version, the machine, the object, and the keys of its tensors. Then
+    the number of values and the values follow for each key.
+    """
     handle = io.BytesIO(content)
     arrays = {}
 
-    def values_of(key, dtype, count):       # they come after the pickles: to be filled in below
+    def values_of(key, dtype, count):       # the values come after the pickles and are filled in below
         if not 0 <= count * np.dtype(dtype).itemsize <= len(content):
             raise ValueError("%d values are announced, more than the file holds" % count)
         return arrays.setdefault(key, np.zeros(count, dtype))
@@ -88,7 +92,7 @@ def _load_old(content):
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows nothing but tensors and plain values. The one written in Python, for it can be narrowed further."""
+    """Knows only tensors and plain values. It extends pickle's Python version, because that can be restricted more."""
 
     def __init__(self, handle, values_of=None):
         super().__init__(handle, encoding="utf-8")
@@ -106,7 +110,7 @@ class _Unpickler(pickle._Unpickler):
         return self.values_of(str(key), dtype, int(count))
 
     def _attributes(self):
-        """PyTorch hangs version numbers on a state_dict: nobody asks for them, and other objects get none."""
+        """Drop the version numbers that PyTorch sets on a state_dict; refuse attributes of any other object."""
         self.stack.pop()
         if type(self.stack[-1]) is not OrderedDict:
             raise pickle.UnpicklingError("attributes of a %s" % type(self.stack[-1]))
@@ -115,7 +119,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _tensor(values, offset, size, stride, *_):
-    """Tensor over the array ``values``; what else is known of it (gradient, hooks) is of no use here."""
+    """Tensor over the array ``values``; its other arguments (gradient, hooks) are not needed here."""
     if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset,) + size + stride):
         raise ValueError("impossible shape %s, strides %s, offset %s" % (size, stride, offset))
     count = 1

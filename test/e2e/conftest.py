@@ -26,7 +26,7 @@ class Workshop:
                               timeout=600, check=False)
 
     def main(self, *args, **environment):
-        """Run main.py on the small configuration; an option given again wins."""
+        """Run main.py on the small configuration; an option in ``args`` replaces ours."""
         return self.run("main.py", "--device", "cpu", *SMALL, "--num_workers", "0", *args, **environment)
 
     @staticmethod
@@ -39,7 +39,7 @@ class Workshop:
 
 @pytest.fixture(scope="session")
 def sample_data(tmp_path_factory):
-    """A folder with data/ of 40 small videos: 24 for training, 12 for validation. Not to be changed."""
+    """A folder with data/ of 40 small videos: 24 for training, 12 for validation. Tests must not change it."""
     workshop = Workshop(tmp_path_factory.mktemp("sample"))
     made = workshop.run("tools/make_sample_data.py", "--output", "data", "--videos", 40, *SMALL)
     assert made.returncode == 0, made.stderr

@@ -2,10 +2,10 @@
 
     python3 kill_and_resume.py KILLS SEED main.py's options...
 
-A run is started with --resume auto, killed with SIGKILL after a random time, and started again, KILLS times; then it is
-let do one more epoch. After every kill each checkpoint there is must be readable, and no epoch may be lost. Prints one
-JSON line: kills, how many of them hit a file being written, epochs. The processes are forked from one that has imported
-everything: they spend their time in training and saving.
+A run is started with --resume auto, killed with SIGKILL after a random time, and started again, KILLS times. Then it
+does one more epoch. After every kill the checkpoints must be readable, and no epoch may be lost. The output is one JSON
+line: kills, how many of them hit a file being written, and epochs. The processes are forked from one that has imported
+everything, so they spend their time in training and saving.
 """
 import json
 import os
@@ -37,7 +37,7 @@ def start(options, log):
 
 
 def epochs_done():
-    """{file name: epochs done} of the checkpoints there are; raises where one cannot be read."""
+    """{file name: epochs done} of the checkpoints; an error where one cannot be read."""
     paths = [os.path.join("checkpoint", name) for name in (checkpoint.LAST, checkpoint.BEST)]
     return {os.path.basename(path): checkpoint.read(path)["epoch"] for path in paths if os.path.exists(path)}
 
@@ -81,7 +81,7 @@ def run(kills, seed, options):
             now = epochs_done()
             if any(now.get(name, 0) < epoch for name, epoch in done.items()):
                 raise SystemExit("went back from %s to %s" % (done, now))
-            # The machine may be busier or idler than it was: about half of the kills should come after an epoch.
+            # About half of the kills should come after an epoch, even if the machine gets busier or idler.
             gained = now[checkpoint.LAST] - done[checkpoint.LAST]
             longest *= 1.1 if gained == 0 else 0.8 if gained > 3 else 0.95
             done = now

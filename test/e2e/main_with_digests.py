@@ -1,4 +1,4 @@
-"""main.py, where every rank also writes down what its weights are after each epoch: digests.<rank>, a line each."""
+"""main.py, but every rank also writes a digest of its weights after each epoch, a line of digests.<rank>."""
 import hashlib
 import os
 import sys

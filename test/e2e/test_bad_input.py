@@ -1,4 +1,4 @@
-"""What users get wrong: one sentence that names it, a status that is not zero, no traceback, nothing half-written."""
+"""Users' mistakes: one sentence names them, the status is not zero, and there is no traceback or half-written file."""
 import json
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def own(workshop):
-    """A workshop whose data/ is a copy of its own, to be spoilt."""
+    """A workshop with its own copy of data/, which a test may spoil."""
     source = os.path.realpath(str(workshop.folder / "data"))
     (workshop.folder / "data").unlink()
     shutil.copytree(source, str(workshop.folder / "data"))
@@ -34,7 +34,7 @@ def features(workshop):
 
 
 def nothing_written(workshop):
-    """No checkpoint, no result; at most the options and temporary files are excused by no one."""
+    """No checkpoint, result, metrics or temporary file was written."""
     for folder, _, names in os.walk(str(workshop.folder)):
         for name in names:
             assert not name.endswith((".tmp", ".pth.tar")) and name not in ("result_proposal.json", "metrics.jsonl"), (
@@ -42,7 +42,7 @@ def nothing_written(workshop):
 
 
 @pytest.mark.parametrize("option", ["video_anno", "video_info"])
-def test_annotation_file_missing_or_unreadable(own, option):
+def test_a_missing_or_unreadable_annotation_file_is_named(own, option):
     refused(own.main("--" + option, "nowhere.file"), option, "nowhere.file", "does not exist")
     name = {"video_anno": "anet_anno_action.json", "video_info": "video_info_new.csv"}[option]
     path = own.folder / "data/activitynet_annotations" / name
@@ -51,7 +51,7 @@ def test_annotation_file_missing_or_unreadable(own, option):
     nothing_written(own)
 
 
-def test_video_of_the_list_is_not_annotated(own):
+def test_a_listed_video_without_annotations_is_named(own):
     path = own.folder / "data/activitynet_annotations/anet_anno_action.json"
     videos = json.loads(path.read_text())
     gone = features(own)[2].name[:-4]
@@ -78,27 +78,27 @@ def test_missing_features_are_counted_and_named_before_the_first_step(own):
     (lambda text: text.rsplit("\n", 4)[0] + "\n", ["13 rows"]),
     (lambda text: "\n".join(line.rsplit(",", 1)[0] for line in text.splitlines()) + "\n", ["7", "8", "feat_dim"]),
     (lambda text: text.replace(",", ",abc", 12), []), (lambda text: text[:-20] + "nan\n", []), (lambda text: "", [])])
-def test_spoilt_feature_file_is_named(own, spoil, words, cache):
+def test_a_spoilt_feature_file_is_named(own, spoil, words, cache):
     path = features(own)[5]
     path.write_text(spoil(path.read_text()))
     refused(own.main("--feature_cache", cache), path.name, *words)
     nothing_written(own)
 
 
-def test_options(own):
+def test_wrong_options_are_refused(own):
     refused(own.main("--bach_size", 4), "--bach_size", "--batch_size")
     refused(own.main("--mode", "evaluate"), "--mode", "evaluate")
     refused(own.main("--batch_size", 64), "--batch_size 64", "24")
     nothing_written(own)
 
 
-def test_subset_without_videos(own):
+def test_a_subset_without_videos_is_refused(own):
     path = own.folder / "data/activitynet_annotations/video_info_new.csv"
     path.write_text(path.read_text().replace(",validation,", ",testing,"))
     refused(own.main(), "video_info", "validation")
 
 
-def test_checkpoint_of_another_configuration(own):
+def test_a_checkpoint_of_another_configuration_is_refused(own):
     assert own.main("--train_epochs", 1, "--num_sample", 8).returncode == 0
     refused(own.main("--mode", "inference"), "BMN_best.pth.tar", "--num_sample")
     refused(own.main("--mode", "inference", "--pth_path", "nowhere.pth.tar"), "nowhere.pth.tar")
@@ -106,7 +106,7 @@ def test_checkpoint_of_another_configuration(own):
     assert not (own.folder / "output/result_proposal.json").exists()
 
 
-def test_unwritable_output(own):
+def test_an_unwritable_output_is_refused(own):
     (own.folder / "occupied").write_text("a file, no folder")
     refused(own.main("--checkpoint_path", "occupied/here"), "occupied/here")
     refused(own.main("--mode", "full", "--result_file", "occupied/result.json"), "occupied/result.json")

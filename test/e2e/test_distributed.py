@@ -1,4 +1,4 @@
-"""Several processes on CPUs: every launcher, the same figures whatever their number, and ends that are no hangs."""
+"""Several processes on CPUs: every launcher works, any number gives the same figures, and no failure hangs."""
 import json
 import os
 import re
@@ -15,7 +15,7 @@ from bmn.machine.device import TORCH
 
 MAIN = os.path.join(ROOT, "main.py")
 DIGESTS = os.path.join(ROOT, "test", "e2e", "main_with_digests.py")
-# Steps too small to move a weight: what follows must not depend on how the batches were shared out.
+# These steps are too small to move a weight, so the results must not depend on how the batches are split.
 STILL = ("--finetune", "1", "--pth_path", "trained.pth.tar", "--training_lr", "1e-30", "--train_epochs", "1")
 COMMON = ("--device", "cpu") + SMALL + ("--num_workers", "0", "--batch_size", "12", "--opt_level", "O0")
 TORCHRUN = "torch.distributed.run"
@@ -99,7 +99,7 @@ def test_torchrun_gives_what_one_process_gives(workshop, trained, processes):
 
 
 @pytest.mark.slow
-def test_two_machines(workshop, trained):
+def test_two_machines_give_what_one_process_gives(workshop, trained):
     """Two launchers with node ranks of their own, on one address."""
     port = free_port()
     nodes = [start(workshop, [sys.executable, "-m", TORCHRUN, "--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1,
@@ -123,8 +123,8 @@ def test_the_old_launcher_trains(workshop):
 
 
 @pytest.mark.slow
-def test_processes_without_a_launcher(workshop, trained):
-    """As the old port's own script did: each process is told its number."""
+def test_processes_without_a_launcher_give_what_one_gives(workshop, trained):
+    """Each process is told its number, as by the old port's own script."""
     port = free_port()
     ranks = [start(workshop, [sys.executable, MAIN, *COMMON, "--mode", "inference", "--pth_path", "trained.pth.tar",
                               "--is_distributed", "1", "--world_size", "2", "--local_rank", rank], MASTER_PORT=port)
@@ -134,7 +134,7 @@ def test_processes_without_a_launcher(workshop, trained):
     assert result == (trained.folder / "output" / "result_proposal.json").read_bytes()
 
 
-def test_a_batch_that_cannot_be_shared(workshop):
+def test_a_batch_that_cannot_be_split_evenly_is_refused(workshop):
     ranks = [start(workshop, [sys.executable, MAIN, *COMMON, "--batch_size", "9"], RANK=str(rank), WORLD_SIZE="2",
                    MASTER_PORT=port) for port in [free_port()] for rank in (0, 1)]
     for rank in ranks:
@@ -185,7 +185,7 @@ def nothing_is_corrupted(workshop):
 @pytest.mark.slow
 @pytest.mark.parametrize("number, lost", [(signal.SIGKILL, 1), (signal.SIGTERM, 0)])
 def test_a_killed_rank_ends_the_others(workshop, number, lost):
-    """Without a launcher: nobody but the ranks themselves can notice."""
+    """There is no launcher: only the ranks themselves can notice."""
     port = free_port()
     ranks = [start(workshop, [sys.executable, MAIN, *COMMON, *LONG, "--num_workers", "1"], RANK=str(rank),
                    LOCAL_RANK=str(rank), WORLD_SIZE="3", MASTER_PORT=port) for rank in range(3)]

@@ -58,7 +58,7 @@ class Project:
         return found
 
     def is_idle(self):
-        """No process is left; one that is being unmapped by the kernel still shows for a moment."""
+        """Whether no process is left; one that the kernel is removing still shows for a moment."""
         for _ in range(50):
             if not self.processes():
                 return True
@@ -88,7 +88,7 @@ def project(tmp_path_factory, sample_data):
 
 @pytest.fixture(scope="session")
 def trained(project):
-    """(what train_full_1p.sh printed, its results): the run whose checkpoint the later ones start from."""
+    """{key: value} of a run of train_full_1p.sh, whose checkpoint the later runs start from."""
     status, output = project.launch("test/train_full_1p.sh", "--data_path=%s" % (project.root / FEATURES), *SMALL,
                                     "--train_epochs=2", "--batch_size=4")
     assert status == 0, output
@@ -105,7 +105,7 @@ def scrape(project, what):
 
 
 def check_result(project, output, case, epochs, accuracy):
-    """Compare everything a run has left with metrics.jsonl and the log; returns {key: value} of <case>.log."""
+    """Compare everything a run has left with metrics.jsonl and the log. Returns {key: value} of <case>.log."""
     lines = [line.split(" = ") for line in project.log("0/%s.log" % case).splitlines()]
     assert tuple(key for key, _ in lines) == KEYS
     result = dict(lines)
@@ -197,7 +197,7 @@ def test_multinodes_as_two_machines(project, trained):
     assert "Final" not in outputs[1] and "--node_rank=0" in outputs[1]
 
 
-# ---- runs that do not --------------------------------------------------------------------------------------------
+# ---- runs that fail ----------------------------------------------------------------------------------------------
 
 def check_failure(project, status, output, *sentences):
     assert status not in (0, None)
@@ -225,7 +225,7 @@ def test_data_path_is_needed(project):
     (["--more_options=--seed='1"], "a quote is not closed"),
     (["--trian_epochs=1"], "error: unknown option --trian_epochs"),
 ])
-def test_what_cannot_run_is_said(project, args, sentence):
+def test_what_cannot_run_is_reported(project, args, sentence):
     (project.root / "empty folder").mkdir(exist_ok=True)
     shutil.rmtree(str(project.root / "test/output"), ignore_errors=True)
     status, output = project.launch("test/train_performance_1p.sh", "--data_path=" + FEATURES, *SMALL, *args)
@@ -233,18 +233,18 @@ def test_what_cannot_run_is_said(project, args, sentence):
 
 
 @pytest.mark.parametrize("python, sentence", [("no-such-python", "there is no interpreter"), ("./bare", "no PyTorch")])
-def test_an_interpreter_that_will_not_do(project, python, sentence):
+def test_an_interpreter_that_cannot_be_used_is_reported(project, python, sentence):
     (project.root / "bare").write_text('#!/bin/sh\nexec "%s" -S -E "$@"\n' % sys.executable)    # without packages
     (project.root / "bare").chmod(0o755)
     status, output = project.launch("test/train_performance_1p.sh", "--data_path=" + FEATURES, *SMALL, PYTHON=python)
     check_failure(project, status, output, sentence)
 
 
-def test_a_port_in_use(project):
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
+def test_a_port_in_use_is_reported(project):
+    with socket.socket() as in_use:
+        in_use.bind(("", 0))
+        in_use.listen()
+        port = str(in_use.getsockname()[1])
         status, output = project.launch("test/train_performance_8p.sh", "--data_path=" + FEATURES, *SMALL, "--nproc=2",
                                         MASTER_PORT=port)
     check_failure(project, status, output, "port %s (MASTER_PORT) is in use" % port)
@@ -258,7 +258,7 @@ def test_a_crash_in_the_middle_shows_the_end_of_the_log(project):
 
 
 def running(project, *args):
-    """A launcher whose run is in its first epochs of very many, and the processes of that run."""
+    """A launcher whose run has done the first of very many epochs."""
     shutil.rmtree(str(project.root / "test/output"), ignore_errors=True)
     launcher = project.start(*args, "--data_path=" + FEATURES, *SMALL, "--train_epochs=100000", "--batch_size=4",
                              "--num_workers=1")
@@ -289,11 +289,11 @@ def test_a_process_that_is_killed_ends_the_run(project):
     check_failure(project, launcher.returncode, output, "the run ended with status 1")
 
 
-# ---- how main.py is called, seen by an interpreter that only says so ---------------------------------------------
+# ---- how main.py is called, with an interpreter that only prints this --------------------------------------------
 
 @pytest.fixture
-def told(project, tmp_path):
-    """told(args) -> the words after the interpreter's name, and what the environment held."""
+def call_of(project, tmp_path):
+    """call_of(args) -> the words after the interpreter's name, and what the environment held."""
     package = tmp_path / "torch" / "distributed"
     package.mkdir(parents=True)
     for folder in (package, package.parent):
@@ -323,15 +323,15 @@ def told(project, tmp_path):
     ("train_finetune_1p.sh", "--mode=train --finetune=1 --batch_size=16 --train_epochs=1 --training_lr=1.5e-3"),
     ("train_eval_8p.sh", "--mode=inference --batch_size=128"),
 ])
-def test_defaults_are_those_of_the_contract(told, project, script, options):
-    words, _ = told(script)
+def test_each_launcher_passes_its_defaults(call_of, project, script, options):
+    words, _ = call_of(script)
     at = words.index("main.py")
     assert set(words[at + 1:]) == set(options.split()) | {"--data_path=%s" % (project.root / FEATURES)}
     assert words[:at] == [] if "1p" in script else words[:3] == ["-m", "torch.distributed.run", "--nproc_per_node=8"]
 
 
-def test_options_reach_main_unharmed(told, project):
-    words, _ = told("train_full_1p.sh", "--precision_mode=O2", "--video-info=a b/$HOME `c`.csv", "--skip_missing",
+def test_options_with_blanks_and_quotes_reach_main(call_of, project):
+    words, _ = call_of("train_full_1p.sh", "--precision_mode=O2", "--video-info=a b/$HOME `c`.csv", "--skip_missing",
                     "--loss_scale", "-1", "--pth_path=x y", "--ground_truth=",
                     "--more_options=--seed=1 --video_anno='d  e/f.json' --DeviceID \"3, 4\" --train_epochs=7")
     assert words[-9:] == ["--opt_level=O2", "--video_info=a b/$HOME `c`.csv", "--skip_missing", "--loss_scale=-1",
@@ -339,30 +339,30 @@ def test_options_reach_main_unharmed(told, project):
                           "--video_anno=d  e/f.json", "--DeviceID=3, 4", "--train_epochs=7"][-9:]
 
 
-def test_several_processes_meet_at_a_port(told):
-    words, _ = told("train_performance_8p.sh", "--nproc=3", MASTER_PORT="29876")
+def test_several_processes_meet_at_a_port(call_of):
+    words, _ = call_of("train_performance_8p.sh", "--nproc=3", MASTER_PORT="29876")
     assert words[:7] == ["-m", "torch.distributed.run", "--nproc_per_node=3", "--nnodes=1", "--node_rank=0",
                          "--master_addr=127.0.0.1", "--master_port=29876"]
-    ports = {told("train_performance_8p.sh")[0][6] for _ in range(2)}
+    ports = {call_of("train_performance_8p.sh")[0][6] for _ in range(2)}
     assert all(re.match(r"--master_port=\d{4,5}$", port) for port in ports)
-    words, _ = told("train_performance_multinodes.sh", "--nnodes=4", "--node_rank=0", "--master_addr=host",
+    words, _ = call_of("train_performance_multinodes.sh", "--nnodes=4", "--node_rank=0", "--master_addr=host",
                     "--master_port=29877")
     assert words[2:7] == ["--nproc_per_node=8", "--nnodes=4", "--node_rank=0", "--master_addr=host",
                           "--master_port=29877"]
     assert "--batch_size=512" in words
 
 
-def test_an_older_pytorch_has_launch_instead_of_run(told):
-    words, _ = told("train_performance_8p.sh", run_module=False)
+def test_an_older_pytorch_is_started_by_launch_instead_of_run(call_of):
+    words, _ = call_of("train_performance_8p.sh", run_module=False)
     assert words[:2] == ["-m", "torch.distributed.launch"]
 
 
-def test_environment_of_the_run(told):
+def test_environment_of_the_run(call_of):
     threads = max(1, len(os.sched_getaffinity(0)) // 8)
-    assert told("train_performance_8p.sh", OMP_NUM_THREADS="")[1] == "environment: %d  " % threads
-    assert told("train_performance_8p.sh", OMP_NUM_THREADS="5")[1] == "environment: 5  "
-    # left over from a platform, it would make one process wait for seven others
-    assert told("train_performance_1p.sh", RANK="3", WORLD_SIZE="8", OMP_NUM_THREADS="5")[1] == "environment: 5  "
+    assert call_of("train_performance_8p.sh", OMP_NUM_THREADS="")[1] == "environment: %d  " % threads
+    assert call_of("train_performance_8p.sh", OMP_NUM_THREADS="5")[1] == "environment: 5  "
+    # a platform may leave these, which would make one process wait for seven others
+    assert call_of("train_performance_1p.sh", RANK="3", WORLD_SIZE="8", OMP_NUM_THREADS="5")[1] == "environment: 5  "
 
 
 # ---- CANN --------------------------------------------------------------------------------------------------------
@@ -401,9 +401,9 @@ def test_env_npu_sets_up_cann(fake_cann):
 
 
 @no_cann
-def test_a_platform_that_has_set_up_cann_is_left_alone(told, fake_cann):
-    assert told("train_performance_1p.sh", HOME=fake_cann)[1].endswith(" yes")
-    assert not told("train_performance_1p.sh", HOME=fake_cann, etp_running_flag="true")[1].endswith(" yes")
+def test_a_platform_that_has_set_up_cann_is_left_alone(call_of, fake_cann):
+    assert call_of("train_performance_1p.sh", HOME=fake_cann)[1].endswith(" yes")
+    assert not call_of("train_performance_1p.sh", HOME=fake_cann, etp_running_flag="true")[1].endswith(" yes")
 
 
 def test_testcase_says_when_it_fails(project):

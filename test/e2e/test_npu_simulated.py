@@ -1,4 +1,4 @@
-"""main.py on the simulated NPU: the three modes, both precisions, two processes, and checkpoints that travel."""
+"""main.py on the simulated NPU: the three modes, both precisions, two processes, and checkpoints that change device."""
 import ast
 import json
 import os
@@ -51,7 +51,7 @@ def on_npu(tmp_path_factory, sample_data):
     return workshop
 
 
-def test_full_as_on_a_cpu(on_npu, workshop):
+def test_full_mode_gives_what_a_cpu_gives(on_npu, workshop):
     assert on_npu.log.startswith("device: npu:0\nprecision: float32 (--opt_level O0)\n")
     assert re.search(r"^AR@100 is \t0\.\d+$", on_npu.log, re.MULTILINE)
     assert len(os.listdir(str(on_npu.folder / "trace"))) == 1
@@ -62,18 +62,18 @@ def test_full_as_on_a_cpu(on_npu, workshop):
     assert close(proposals(on_npu), proposals(workshop))
 
 
-def test_checkpoints_travel(on_npu, workshop):
+def test_checkpoints_go_from_npu_to_cpu_and_back(on_npu, workshop):
     saved = str(on_npu.folder / "checkpoint" / "BMN_best.pth.tar")
-    on_cpu = run(workshop, "--device", "cpu", "--opt_level", "O0", "--mode", "inference", "--pth_path", saved, path="")
-    assert "device: cpu" in on_cpu and close(proposals(workshop), proposals(on_npu))
-    # trained on there, without torch_npu, then back
+    log = run(workshop, "--device", "cpu", "--opt_level", "O0", "--mode", "inference", "--pth_path", saved, path="")
+    assert "device: cpu" in log and close(proposals(workshop), proposals(on_npu))
+    # training goes on there, without torch_npu; then the checkpoint comes back
     resumed = run(workshop, "--device", "cpu", "--opt_level", "O0", "--mode", "train", "--train_epochs", "2",
                   "--resume", saved, path="")
     assert "Epoch: 1,FPS" in resumed
     run(workshop, "--device", "cpu", "--opt_level", "O0", "--mode", "inference", path="")
-    there = proposals(workshop)
+    on_cpu = proposals(workshop)
     run(workshop, "--device", "npu", "--opt_level", "O0", "--mode", "inference")
-    assert close(proposals(workshop), there)
+    assert close(proposals(workshop), on_cpu)
 
 
 def test_mixed_precision_by_torch_npu(workshop):
@@ -98,7 +98,7 @@ def test_mixed_precision_by_apex(workshop):
 
 
 def test_two_processes_give_what_one_gives(on_npu, workshop):
-    """Over the simulated hccl; steps too small to move a weight, so that the figures must be the same."""
+    """They use the simulated hccl. The steps are too small to move a weight, so the figures must be the same."""
     still = ("--device", "npu", "--opt_level", "O0", "--mode", "full", "--finetune", "1", "--pth_path",
              str(on_npu.folder / "checkpoint" / "BMN_best.pth.tar"), "--training_lr", "1e-30", "--train_epochs", "1")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

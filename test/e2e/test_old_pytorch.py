@@ -48,7 +48,7 @@ def runs(tmp_path_factory, sample_data):
 
 
 @pytest.mark.parametrize("writer, reader", list(itertools.permutations(range(3), 2)))
-def test_any_reads_what_another_wrote(runs, tmp_path, sample_data, writer, reader):
+def test_any_version_reads_what_another_wrote(runs, tmp_path, sample_data, writer, reader):
     (tmp_path / "data").symlink_to(sample_data)
     written = runs[PYTHONS[writer]]
     saved = written / "checkpoint" / "BMN_checkpoint.pth.tar"
@@ -58,7 +58,7 @@ def test_any_reads_what_another_wrote(runs, tmp_path, sample_data, writer, reade
     for name in mine:
         for one, other in zip(mine[name][:10], theirs[name][:10]):
             assert abs(one["score"] - other["score"]) < 1e-5
-    # and goes on training from there: optimizer, schedule and random numbers too
+    # training goes on from there too, with optimizer, schedule and random numbers
     log = run(PYTHONS[reader], tmp_path, "--mode", "train", "--resume", saved, "--train_epochs", "2")
     assert "Epoch: 1,FPS" in log and "Epoch: 0,FPS" not in log
 

@@ -1,4 +1,4 @@
-"""docs/data.md leads to the end: its commands for a data set of one's own, as they stand there, one after another."""
+"""The commands that docs/data.md gives for a user's own data set work, one after another, as they are written there."""
 import json
 import os
 import re
@@ -32,7 +32,7 @@ def write_tables(folder, rng):
 
 
 @pytest.mark.slow
-def test_the_walk_through(root, tmp_path, rng):
+def test_the_walk_through_works(root, tmp_path, rng):
     write_tables(str(tmp_path), rng)
     done = blocks(root)
     assert len(done) == 5

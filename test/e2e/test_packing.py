@@ -1,4 +1,4 @@
-"""Packing features by real processes: killed, in company, on a full disk, in a folder that is not theirs."""
+"""Packing features by real processes: a killed one, two at once, a full disk, and a folder that is read-only."""
 import ctypes
 import json
 import os
@@ -89,14 +89,14 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
-def test_killed_in_the_middle(root, opt):
+def test_packing_starts_again_after_a_kill(root, opt):
     process = start(root, opt, slowly=0.2)      # 24 seconds for each of two helpers
     until(lambda: temporaries(opt) and len(children(process.pid)) > 1)
     time.sleep(0.3)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
-    process.wait()          # communicate() would wait for the helpers, who have its pipes
-    until(lambda: not any(map(alive, workers)), 5)          # its helpers go with it
+    process.wait()          # communicate() would wait for the helpers, which have its pipes
+    until(lambda: not any(map(alive, workers)), 5)          # its helpers end with it
     process.communicate()
     assert not os.path.exists(packed_path(opt)) and temporaries(opt)
     finished(start(root, opt))
@@ -104,7 +104,7 @@ def test_killed_in_the_middle(root, opt):
     assert not temporaries(opt)
 
 
-def test_two_at_once(root, opt):
+def test_of_two_at_once_one_packs_and_the_other_waits(root, opt):
     first = start(root, opt, slowly=0.01)
     until(lambda: temporaries(opt))
     second = start(root, opt)
@@ -114,8 +114,8 @@ def test_two_at_once(root, opt):
     assert_packed_right(opt)
 
 
-def test_no_room_anywhere(root, opt):
-    """Files may not grow beyond 1 MB, as on a full disk; the packed ones would be of 8."""
+def test_a_full_disk_is_reported(root, opt):
+    """Files may not grow beyond 1 MB, as on a full disk; the packed file would have 8."""
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     process = start(root, opt, preexec_fn=limited)
@@ -133,7 +133,7 @@ def open_without_cache(opt):
 
 
 def as_anybody():
-    """Root may write anywhere; give that up for the program about to start."""
+    """Give up the right of root to write anywhere, for the program that is about to start."""
     if os.getuid() == 0:
         libc = ctypes.CDLL(None)
         for capability in (1, 2):           # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
@@ -141,7 +141,7 @@ def as_anybody():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses prctl")
-def test_a_data_folder_that_may_only_be_read(root, opt, tmp_path):
+def test_the_output_folder_is_used_when_the_data_folder_is_read_only(root, opt, tmp_path):
     os.chmod(opt["data_path"], 0o555)
     try:
         out = finished(start(root, opt, preexec_fn=as_anybody))
@@ -154,7 +154,7 @@ def test_a_data_folder_that_may_only_be_read(root, opt, tmp_path):
 
 
 def test_memory_stays_flat(root, tmp_path):
-    """A packed file of 400 MB is read four times over; no more than a window of it ever counts as memory."""
+    """A packed file of 400 MB is read four times; no more than a window of it ever counts as memory."""
     if not os.path.exists("/proc/self/status"):
         pytest.skip("reads /proc/self/status")
     sources = {"v_%04d" % number: [0, 0] for number in range(2500)}

@@ -20,7 +20,7 @@ evaluation_proposal(opt)
 
 @pytest.fixture(scope="module")
 def inferred(tmp_path_factory, sample_data):
-    """A workshop after --mode full; its log is in log.txt. Not to be changed."""
+    """A workshop after --mode full; its log is in log.txt. Tests must not change it."""
     workshop = conftest.Workshop(tmp_path_factory.mktemp("inferred"))
     (workshop.folder / "data").symlink_to(sample_data)
     done = workshop.main("--mode", "full", "--train_epochs", 1, "--batch_size", 8)
@@ -37,7 +37,7 @@ def workshop(workshop, inferred):
 
 
 def test_the_tables_alone_give_the_same_result_file(inferred):
-    """What a program written for the reference does after inference: it reads the CSV files."""
+    """A program written for the reference reads the CSV files after inference."""
     done = subprocess.run([sys.executable, "-c", ALONE, conftest.ROOT], cwd=str(inferred.folder), capture_output=True,
                           text=True, env=inferred.environment(), check=False)
     assert done.returncode == 0, done.stderr
@@ -56,7 +56,7 @@ def test_tables_can_be_left_out(inferred, workshop):
 
 
 def classification(workshop, **more):
-    """Write classes.json: for every video of the result file its true class, and another one."""
+    """Write classes.json: scores that favour the true classes of each video. Returns its content."""
     annotated = json.loads(workshop.text("data/activitynet_annotations/anet_anno_action.json"))
     classes = sorted({one["label"] for video in annotated.values() for one in video["annotations"]})
     results = {}
@@ -72,7 +72,7 @@ def detect(workshop):
     return workshop.main("--mode", "detection", "--classification_file", "classes.json")
 
 
-def test_detection(workshop):
+def test_detection_prints_map_and_writes_detections(workshop):
     classification(workshop)
     done = detect(workshop)
     assert done.returncode == 0, done.stderr

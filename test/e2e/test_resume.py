@@ -33,7 +33,7 @@ def succeeded(process):
 
 
 def failed(process):
-    """The one sentence with which it ended."""
+    """The one sentence that it ended with."""
     assert process.returncode == 1, process.stdout + process.stderr
     line, = process.stderr.splitlines()
     assert line.startswith("error: ")
@@ -41,17 +41,17 @@ def failed(process):
 
 
 def losses(workshop, folder):
-    """metrics.jsonl without what is measured by the clock."""
+    """metrics.jsonl without the times and the memory."""
     return [{name: value for name, value in json.loads(line).items() if name not in MEASURED}
             for line in workshop.text(folder + "/metrics.jsonl").splitlines()]
 
 
-def tensors(value, place=""):
-    """{place: tensor} of everything in a checkpoint."""
+def tensors(value, path=""):
+    """{path: tensor} of everything in a checkpoint."""
     if isinstance(value, torch.Tensor):
-        return {place: value}
+        return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    return {name: tensor for key, item in items for name, tensor in tensors(item, "%s/%s" % (place, key)).items()}
+    return {name: tensor for key, item in items for name, tensor in tensors(item, "%s/%s" % (path, key)).items()}
 
 
 def same_run(workshop, one, other):
@@ -61,15 +61,15 @@ def same_run(workshop, one, other):
         states = [checkpoint.read(str(workshop.folder / folder / name)) for folder in (one, other)]
         found, wanted = (tensors(state) for state in states)
         assert list(found) == list(wanted)
-        assert all(torch.equal(found[place], wanted[place]) for place in wanted)
+        assert all(torch.equal(found[path], wanted[path]) for path in wanted)
         assert states[0]["scheduler"] == states[1]["scheduler"] and states[0]["best_loss"] == states[1]["best_loss"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(TORCH < (2, 0), reason="torch.distributed.run --standalone is of later versions")
 @pytest.mark.parametrize(("processes", "opt_level"), [(1, "O1"), (2, "O0"), (2, "O1")])
-def test_a_resumed_run_is_the_uninterrupted_one(workshop, processes, opt_level):
-    """One process at O0: below, killed instead of stopped."""
+def test_a_resumed_run_equals_the_uninterrupted_one(workshop, processes, opt_level):
+    """One process at O0 is tested below, where it is killed instead of stopped."""
     common = ("--opt_level", opt_level, "--step_size", 2)       # the learning rate falls where it is interrupted
     succeeded(train(workshop, *common, "--train_epochs", 4, "--checkpoint_path", "whole", processes=processes))
     succeeded(train(workshop, *common, "--train_epochs", 2, processes=processes))
@@ -80,14 +80,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(workshop, processes, opt_level):
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments(workshop):
-    """BMN_KILLS of them, 12 where that is not set; what comes out is the uninterrupted run."""
+def test_kills_at_random_moments_change_nothing(workshop):
+    """There are BMN_KILLS of them, 12 where that is not set. The result equals the uninterrupted run."""
     kills = os.environ.get("BMN_KILLS", "12")
     process = subprocess.run([sys.executable, os.path.join(ROOT, "test", "e2e", "kill_and_resume.py"), kills, "1",
                               *COMMON, "--opt_level", "O0"], cwd=str(workshop.folder), env=workshop.environment(),
                              capture_output=True, text=True, check=False)
-    told = json.loads(succeeded(process))
-    succeeded(train(workshop, "--opt_level", "O0", "--train_epochs", told["epochs"], "--checkpoint_path", "whole"))
+    counts = json.loads(succeeded(process))
+    succeeded(train(workshop, "--opt_level", "O0", "--train_epochs", counts["epochs"], "--checkpoint_path", "whole"))
     same_run(workshop, "checkpoint", "whole")
 
 
@@ -114,16 +114,16 @@ print(state["epoch"], sum(name.endswith(".tmp") for name in os.listdir(".")))
 """
 
 
-def test_kills_while_nothing_but_saving_is_done(tmp_path):
+def test_kills_while_saving_leave_a_whole_checkpoint(tmp_path):
     process = subprocess.run([sys.executable, "-c", SAVING], cwd=str(tmp_path), capture_output=True,
                              text=True, check=False,
                              env=dict(os.environ, PYTHONPATH=ROOT, OMP_NUM_THREADS="1"))
     epochs, hits = map(int, succeeded(process).split())
-    assert epochs > 0 and hits > 50         # of 200 kills, so many left half a file, under a temporary name
+    assert epochs > 0 and hits > 50         # so many of 200 kills left half a file, under a temporary name
 
 
 @pytest.mark.slow
-def test_a_folder_removed_in_between(workshop):
+def test_a_folder_removed_in_between_is_made_again_or_reported(workshop):
     """It is made again at the end of the epoch, or the run says that it could not write."""
     last = workshop.folder / "checkpoint" / checkpoint.LAST
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, "main.py"), *COMMON, "--train_epochs", "8"],
@@ -168,8 +168,8 @@ def test_a_disk_that_fills_up_leaves_the_last_epoch(workshop, one_epoch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("damage", "options", "expected"), [
     (lambda whole: whole[:-1000], (), "truncated or damaged"),
-    (lambda whole: whole, ("--training_lr", "0.01"), "--training_lr 0.001, and this is 0.01")])
-def test_what_cannot_be_resumed(workshop, one_epoch, damage, options, expected):
+    (lambda whole: whole, ("--training_lr", "0.01"), "--training_lr 0.001, but here it is 0.01")])
+def test_what_cannot_be_resumed_is_refused(workshop, one_epoch, damage, options, expected):
     path = workshop.folder / "last.pth.tar"
     path.write_bytes(damage(one_epoch))
     assert expected in failed(train(workshop, "--train_epochs", 2, "--resume", path, *options))

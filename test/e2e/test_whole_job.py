@@ -1,4 +1,4 @@
-"""The whole job from the command line: real annotated videos with planted features, all modes, and it learns."""
+"""The whole job from the command line, on real annotations with planted features: all modes work, and it learns."""
 import csv
 import json
 import re
@@ -38,7 +38,7 @@ def test_train_infer_and_full_on_real_annotations(tmp_path, shared):
     succeeded(workshop.run("tools/make_sample_data.py", "--output", "data", "--videos", 300, *SCALE,
                            "--annotations", shared + "/activitynet_annotations"))
     common = ("--device", "cpu", "--num_workers", "0", "--batch_size", "16") + SCALE
-    # an untrained network, as a checkpoint that one step with a vanishing rate has left
+    # an untrained network: one epoch with a vanishing learning rate leaves it in a checkpoint
     succeeded(workshop.run("main.py", *common, "--train_epochs", 1, "--training_lr", "1e-12",
                            "--checkpoint_path", "untrained", "--mode", "train"))
     chance = figures(succeeded(workshop.run("main.py", *common, "--mode", "inference",
@@ -60,7 +60,7 @@ def test_train_infer_and_full_on_real_annotations(tmp_path, shared):
 
 
 def check_log(log, epochs):
-    """The lines that scripts scrape: exactly these, with the figures of metrics.jsonl."""
+    """Check the lines that scripts scrape, and their figures against metrics.jsonl."""
     loss = (r"\(epoch (\d+), n_iter (\d+)\): tem_loss: ([\d.]+), pem class_loss: ([\d.]+), pem reg_loss: ([\d.]+), "
             r"total_loss: ([\d.]+)$")
     training = re.findall("^BMN training loss" + loss, log, re.MULTILINE)
@@ -80,7 +80,7 @@ def check_log(log, epochs):
     assert sum("AR@100" in line for line in lines) == 1
 
 
-def test_same_seed_same_losses_and_another_seed_others(workshop):
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(workshop):
     def losses(seed, folder):
         succeeded(workshop.main("--train_epochs", 2, "--seed", seed, "--checkpoint_path", folder))
         return [(line["train"], line["validation"]) for line in epochs_of(workshop, folder)]
@@ -89,7 +89,7 @@ def test_same_seed_same_losses_and_another_seed_others(workshop):
     assert first[0] != losses(4, "c")[0]
 
 
-def test_best_checkpoint_is_that_of_the_whole_run(workshop):
+def test_best_checkpoint_is_that_of_the_lowest_validation_loss(workshop):
     torch = pytest.importorskip("torch")
     succeeded(workshop.main("--train_epochs", 5, "--training_lr", "0.02", "--seed", 2))
     totals = [line["validation"]["total"] for line in epochs_of(workshop, "checkpoint")]
@@ -100,7 +100,7 @@ def test_best_checkpoint_is_that_of_the_whole_run(workshop):
 
 
 def test_finetune_starts_from_the_checkpoint(workshop):
-    """At a learning rate of next to nothing the network stays that of the checkpoint, and so does its loss."""
+    """With a learning rate near zero the network stays that of the checkpoint, and so does its loss."""
     succeeded(workshop.main("--train_epochs", 3, "--checkpoint_path", "first"))
     succeeded(workshop.main("--train_epochs", 1, "--checkpoint_path", "second", "--training_lr", "1e-12",
                             "--finetune", 1, "--pth_path", "first/BMN_best.pth.tar"))

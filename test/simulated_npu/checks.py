@@ -1,5 +1,5 @@
-"""The simulated NPU itself, and the project's parts on it. Run by test/unit/test_simulated_npu.py, in a process of
-its own: a device cannot be taken out of PyTorch again."""
+"""The simulated NPU itself, and the project's parts on it. test/unit/machine/test_simulated_npu.py runs this in a
+process of its own, because a device cannot be removed from PyTorch again."""
 import copy
 import multiprocessing
 import os
@@ -29,14 +29,14 @@ def npu(*values):
 
 # ---- the device ----------------------------------------------------------------------------------------------------
 
-def test_it_is_chosen(runtime):
+def test_the_simulated_npu_is_chosen(runtime):
     assert runtime.kind == "npu" and runtime.device == torch.device("npu:0")
     assert device.choose("npu") == ("npu", "") and device.npu_problem() is None
     with pytest.raises(device.UserError, match=r"card 1 .* is not there: 1 npu is visible"):
         device.setup(with_defaults({"device": "npu", "DeviceID": "1"}))
 
 
-def test_what_is_refused():
+def test_bags_and_sparse_tensors_are_refused():
     table, indices = torch.ones(3, 2, device="npu"), torch.zeros(1, 2, dtype=torch.long, device="npu")
     with pytest.raises(NotImplementedError, match="embedding_bag"):
         nn.functional.embedding_bag(indices, table, mode="sum")
@@ -67,7 +67,7 @@ def test_devices_do_not_mix():
     assert npu(5, 6, 7)[torch.tensor([2, 0])].tolist() == [7, 5]          # and so may indices
 
 
-def test_operators_do_what_the_cpus_do():
+def test_operators_compute_what_a_cpu_computes():
     torch.manual_seed(1)
     on_cpu = torch.randn(3, 4)
     on_npu = on_cpu.npu()
@@ -80,15 +80,15 @@ def test_operators_do_what_the_cpus_do():
     out = torch.empty(0, device="npu")
     torch.mm(on_npu, on_npu.t(), out=out)
     assert torch.equal(out.cpu(), (expected + 1) @ (expected + 1).t())
-    values, places = on_npu.max(dim=1)
-    assert torch.equal(values.cpu(), (expected + 1).max(dim=1)[0]) and places.device.type == "npu"
+    values, indices = on_npu.max(dim=1)
+    assert torch.equal(values.cpu(), (expected + 1).max(dim=1)[0]) and indices.device.type == "npu"
     grown = npu(1.0, 2.0).resize_(2, 2)
     assert grown.shape == (2, 2) and grown.stride() == (2, 1) and grown[0].tolist() == [1, 2]
     assert grown.resize_(1, 2).tolist() == [[1, 2]]
     assert torch_npu.operators.calls["aten::max.dim"] or torch_npu.operators.calls["aten::max"]
 
 
-def test_not_in_a_forked_process():
+def test_a_forked_process_cannot_use_it():
     def use():
         try:
             torch.ones(2, device="npu")
@@ -101,7 +101,7 @@ def test_not_in_a_forked_process():
     assert child.exitcode == 1
 
 
-def test_autocast_by_the_lists_of_torch_npu():
+def test_autocast_follows_the_lists_of_torch_npu():
     layer, data = nn.Conv1d(2, 2, 1).npu(), torch.ones(1, 2, 3, device="npu")
     with torch.npu.amp.autocast():
         low = layer(data)
@@ -111,7 +111,7 @@ def test_autocast_by_the_lists_of_torch_npu():
     assert layer(data).dtype == torch.float32
 
 
-def test_tensors_travel_in_files(tmp_path):
+def test_tensors_are_saved_and_loaded(tmp_path):
     path = str(tmp_path / "weights")
     layer = nn.Linear(3, 2).npu()
     torch.save(layer.state_dict(), path)
@@ -142,7 +142,7 @@ def both(runtime, level, on_cpu_level):
     return there, step(network, data, cpu.device, amp.choose(cpu.kind, on_cpu_level, 128))
 
 
-def test_a_float32_step_is_the_cpus_to_the_bit(runtime):
+def test_a_float32_step_equals_that_of_a_cpu_to_the_bit(runtime):
     before = sum(torch_npu.operators.calls.values())
     (outputs, weights), (outputs_cpu, weights_cpu) = both(runtime, "O0", "O0")
     assert all(map(torch.equal, outputs, outputs_cpu))
@@ -151,13 +151,13 @@ def test_a_float32_step_is_the_cpus_to_the_bit(runtime):
     assert not torch.npu.conv.allow_hf32, "O0 is float32, not something shorter"
 
 
-def test_a_float16_step_is_close_to_it(runtime):
+def test_a_float16_step_is_close_to_float32(runtime):
     (outputs, weights), (outputs_cpu, _) = both(runtime, "O1", "O0")
     error = max(float((one - other).abs().max()) for one, other in zip(outputs, outputs_cpu))
     assert 0 < error < 5e-3 and all(torch.isfinite(weight).all() for weight in weights.values())
 
 
-def test_overflow(runtime):
+def test_a_step_that_overflows_is_left_out(runtime):
     for scale, afterwards in ((128, 128), (-1, 2.0 ** 15)):
         precision = amp.choose(runtime.kind, "O1", scale)
         layer, optimizer = precision.prepare(*_layer(runtime))

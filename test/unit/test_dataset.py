@@ -33,7 +33,7 @@ def plain_labels(video, size):
     return iou_map, boundaries[0], boundaries[1]
 
 
-def test_labels_are_the_references_to_the_last_bit(shared, golden):
+def test_labels_equal_the_reference_to_the_last_bit(shared, golden):
     want = golden("labels.npz")
     videos = read_annotations(os.path.join(shared, "activitynet_annotations", "anet_anno_action.json"))
     labels = Labels(100)
@@ -69,7 +69,7 @@ def test_a_video_without_annotations_has_zero_labels():
     assert not any(label.any() for label in Labels(20)(video))
 
 
-def test_items(tmp_path):
+def test_items_hold_features_and_labels(tmp_path):
     opt = small_data.make(tmp_path)
     training = VideoDataSet(opt, "train", open_features(opt, ["v_a", "v_b", "v_c"], log=lambda line: None))
     assert training.video_list == ["v_a", "v_b", "v_c"] and len(training) == 3
@@ -84,7 +84,7 @@ def test_items(tmp_path):
     np.testing.assert_array_equal(features, small_data.table("v_e").T.astype(np.float32))
 
 
-def test_only_the_keys_of_the_reference_and_no_file_written(tmp_path):
+def test_the_keys_of_the_reference_suffice_and_no_file_is_written(tmp_path):
     ours = small_data.make(tmp_path)
     opt = {"mode": "validation", "temporal_scale": 10, "feat_dim": 6, "feature_path": ours["data_path"] + "/",
            "video_info": ours["video_info"], "video_anno": ours["video_anno"]}
@@ -96,7 +96,7 @@ def test_only_the_keys_of_the_reference_and_no_file_written(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_a_data_worker_finds_is_told_in_one_sentence(tmp_path, capsys):
+def test_an_error_in_a_data_worker_is_one_sentence(tmp_path, capsys):
     opt = small_data.make(tmp_path)
     small_data.write_csv(str(tmp_path / "features" / "csv_mean_10" / "v_b.csv"), np.full((10, 6), np.nan))
     with pytest.raises(SystemExit):
@@ -106,7 +106,7 @@ def test_what_a_data_worker_finds_is_told_in_one_sentence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
-def test_skip_missing_leaves_out_what_has_no_features(tmp_path, cache):
+def test_skip_missing_leaves_out_videos_without_features(tmp_path, cache):
     opt = dict(small_data.make(tmp_path), skip_missing=1, feature_cache=cache)
     (tmp_path / "features" / "csv_mean_10" / "v_b.csv").unlink()
     lines = []

@@ -1,4 +1,4 @@
-"""Detection: the two forms of a classification file, and mAP against the protocol written out plainly."""
+"""Detection: the two forms of a classification file, and mAP compared with a plain version of the protocol."""
 import json
 
 import numpy as np
@@ -13,20 +13,20 @@ VIDEO = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200
 
 
 def precision_by_the_protocol(ground_truth, detections, label, threshold):
-    """Average precision of a class at a threshold; every detection in turn, every action in turn."""
-    actions = [(name, start, end) for name, rows in ground_truth.items() for start, end, its in rows if its == label]
-    ranked = [(score, name, segment) for name, rows in detections.items() for its, score, segment in rows
-              if its == label]
+    """Average precision of a class at a threshold, with loops over all detections and all actions."""
+    actions = [(name, start, end) for name, rows in ground_truth.items() for start, end, kind in rows if kind == label]
+    ranked = [(score, name, segment) for name, rows in detections.items() for kind, score, segment in rows
+              if kind == label]
     ranked.sort(key=lambda row: -row[0])
     locked, hits = set(), []
     for _, name, (start, end) in ranked:
         overlaps = []
-        for place, (its_name, first, last) in enumerate(actions):
+        for index, (video, first, last) in enumerate(actions):
             inter = max(min(end, last) - max(start, first), 0)
-            if its_name == name:
-                overlaps.append((inter / ((end - start) + (last - first) - inter), place))
-        best = next((place for overlap, place in sorted(overlaps, reverse=True)
-                     if overlap >= threshold and place not in locked), None)
+            if video == name:
+                overlaps.append((inter / ((end - start) + (last - first) - inter), index))
+        best = next((index for overlap, index in sorted(overlaps, reverse=True)
+                     if overlap >= threshold and index not in locked), None)
         hits.append(best is not None)
         locked.add(best)
     precision = [sum(hits[:n + 1]) / (n + 1) for n in range(len(hits))]
@@ -65,13 +65,13 @@ def test_perfect_detections_have_precision_one():
     np.testing.assert_array_equal(detection.mean_average_precision(ground_truth, detections), np.ones(10))
 
 
-def test_a_second_detection_of_an_action_is_false():
+def test_a_second_detection_of_an_action_is_a_false_positive():
     ground_truth = {"a": [(0.0, 10.0, "Polo")]}
     detections = {"a": [("Polo", 0.9, [50.0, 60.0]), ("Polo", 0.8, [0.0, 10.0]), ("Polo", 0.7, [0.0, 10.0])]}
     np.testing.assert_array_equal(detection.mean_average_precision(ground_truth, detections), np.full(10, 0.5))
 
 
-def test_proposals_are_multiplied_with_classes():
+def test_scores_of_proposals_and_classes_are_multiplied():
     rows = detection.classify(np.array([[0.5, 1, 2], [0.4, 3, 4]]), [("Polo", 0.9), ("Ballet", 0.85)])
     assert rows == [("Polo", 0.45, [1, 2]), ("Ballet", 0.425, [1, 2]), ("Polo", 0.4 * 0.9, [3, 4]),
                     ("Ballet", 0.4 * 0.85, [3, 4])]
@@ -79,7 +79,7 @@ def test_proposals_are_multiplied_with_classes():
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Two annotated videos and a third without actions, their proposals, a classification: complete options."""
+    """Complete options; their files hold two annotated videos, one without actions, proposals and classes."""
     monkeypatch.chdir(tmp_path)
     annotations = {"v_a": [(10.0, 20.0, "Polo")], "v_b": [(0.0, 50.0, "Surfing"), (60.0, 80.0, "Surfing")], "v_c": [],
                    "v_t": [(1.0, 2.0, "Ballet")]}
@@ -108,9 +108,9 @@ def read(path):
         return json.load(handle)
 
 
-def test_the_whole_way(job, capsys):
+def test_detections_are_written_and_evaluated(job, capsys):
     precision = detection.evaluate_detection(job)
-    # Polo found at once up to tIoU 10/11; of Surfing one of two, up to 48/50
+    # Polo is found up to tIoU 10/11; one of two Surfing actions is found up to 48/50
     expected = [(1 + 0.5) / 2 if threshold <= 10 / 11 else 0.5 / 2 for threshold in THRESHOLDS]
     np.testing.assert_allclose(precision, expected)
     lines = capsys.readouterr().out.splitlines()
@@ -127,7 +127,7 @@ def test_the_whole_way(job, capsys):
         {"label": "Ballet", "score": 0.2 * 0.1, "segment": [40.0, 90.0]}]
 
 
-def test_both_forms_give_the_same(job):
+def test_both_forms_give_the_same_detections(job):
     first = detection.evaluate_detection(job)
     rows = read("result_detection.json")
     write("classes.json", {"class": ["Polo", "Surfing", "Ballet"], "results": {
@@ -136,7 +136,7 @@ def test_both_forms_give_the_same(job):
     assert read("result_detection.json")["results"]["a"] == rows["results"]["a"]
 
 
-def test_a_label_of_another_subset_is_known_and_counts_for_nothing(job):
+def test_a_label_of_another_subset_is_known_and_does_not_count(job):
     ballet = {"label": "Ballet", "score": 9.0}
     before = detection.evaluate_detection(job)
     classes = read("classes.json")
@@ -156,14 +156,14 @@ def test_a_label_of_another_subset_is_known_and_counts_for_nothing(job):
     ({"class": [["Polo"]], "results": {name: [1] for name in "abc"}}, r"a label is not text"),
     ({"results": {name: [{"label": "Polo", "score": 10 ** 400}] for name in "abc"}}, r"does not hold classes"),
     ([1, 2], r"does not hold classes"), ({"results": [1]}, r"does not hold classes")])
-def test_a_wrong_classification_file_is_named_and_nothing_written(job, content, words):
+def test_a_wrong_classification_file_is_named_and_nothing_is_written(job, content, words):
     write("classes.json", content)
     with pytest.raises(UserError, match=r"classes\.json.*" + words):
         detection.evaluate_detection(job)
     assert read("result_detection.json") == "old"
 
 
-def test_files_that_do_not_belong_together(job):
+def test_files_that_do_not_belong_together_are_refused(job):
     write("result.json", {"results": {"v_a": [{"score": 1, "segment": [0, 1]}]}})
     with pytest.raises(UserError, match=r"result\.json has no proposal of any of the \d videos"):
         detection.evaluate_detection(job)
@@ -171,7 +171,7 @@ def test_files_that_do_not_belong_together(job):
 
 
 @pytest.mark.parametrize("annotations", [None, [3], 5, [{"label": ["x"]}], [{"segment": [1, 2]}]])
-def test_what_other_subsets_hold_is_no_trouble(job, annotations):
+def test_annotations_of_other_subsets_are_not_checked(job, annotations):
     wanted = detection.evaluate_detection(job)
     truth = detection.evaluation.ground_truth_of(job)
     write("own.json", {"database": dict({name: {"subset": "validation", "annotations": [
@@ -185,6 +185,6 @@ def test_proposals_are_not_overwritten_by_detections(job):
     with pytest.raises(UserError, match=r"result_detection\.json"):
         detection.evaluate_detection(dict(job, result_file="result_detection.json"))
     write("result_detection.json", read("result.json"))
-    with pytest.raises(UserError, match="where the detections go"):
+    with pytest.raises(UserError, match="the file that the detections go to"):
         detection.evaluate_detection(dict(job, result_file="result_detection.json"))
     assert read("result_detection.json") == read("result.json")

@@ -48,7 +48,7 @@ def train(runtime, videos, batches, training, log_every=100, profiler=None):
                                   profiler)
 
 
-def test_an_epoch_is_the_plain_loop(runtime):
+def test_an_epoch_equals_the_plain_loop(runtime):
     videos, batches = Videos(6), [[0, 1], [2, 3], [4, 5]]
     training = begin()
     result = train(runtime, videos, batches, training)
@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_parts(runtime):
         train(runtime, videos, [[0, 1], [2, 3], [4, 5]], begin())
 
 
-def test_validation_is_the_mean_of_the_blocks_and_repeats_itself(runtime):
+def test_validation_is_the_mean_of_the_blocks_and_is_repeatable(runtime):
     videos, blocks = Videos(21), rank_blocks(21)
     training = begin()
     network = training.network

@@ -1,4 +1,4 @@
-"""AR@AN: the reference's figures, and the protocol written out plainly."""
+"""AR@AN compared with the reference's figures and with a plain version of the protocol."""
 import gc
 import json
 import os
@@ -14,14 +14,14 @@ VIDEO = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200
 
 
 def recall_by_the_protocol(ground_truth, proposals, wanted, thresholds):
-    """(average numbers, recall) with a loop for every quantifier of the protocol."""
+    """(average numbers, recall), with plain loops over numbers, thresholds, videos and actions."""
     count = sum(map(len, proposals.values()))
     if wanted is None:
         wanted = count / len(ground_truth)
     ratio = wanted * float(len(ground_truth)) / count
     kept = {}
     for name in ground_truth:
-        rows = sorted(proposals.get(name, []), key=lambda row: -row[0])             # stable
+        rows = sorted(proposals.get(name, []), key=lambda row: -row[0])             # a stable sort
         kept[name] = rows[:min(len(rows), int(len(rows) * ratio))]
     total = sum(map(len, kept.values()))
     actions = sum(map(len, ground_truth.values()))
@@ -46,7 +46,7 @@ def overlap(start, end, first, last):
 
 
 def random_case(rng, most, grid):
-    """Videos with none to ``most`` proposals on a coarse grid of times and scores; unknown videos among them."""
+    """Videos with fewer than ``most`` proposals on a coarse grid of times and scores; two are not annotated."""
     def segment(shortest):
         start = rng.randint(0, grid)
         return float(start), float(rng.randint(min(start + shortest, grid), grid + 1))
@@ -57,7 +57,7 @@ def random_case(rng, most, grid):
 
 
 @pytest.mark.parametrize("name", ["eval", "eval_capped"])
-def test_recall_is_the_references(golden, shared, name, capsys):
+def test_recall_equals_the_reference(golden, shared, name, capsys):
     figures = golden(name + ".npz")
     folder = os.path.join(shared, "golden")
     numbers, mean, recall = evaluation.run_evaluation(
@@ -83,8 +83,8 @@ def test_recall_follows_the_protocol(rng, wanted, most, grid):
         np.testing.assert_allclose(mean, np.mean(their_recall, axis=0), rtol=0, atol=1e-12)
 
 
-def test_thresholds_are_met_exactly_on_the_boundary():
-    """tIoU 0.5 and 0.75 to the last digit: found at that threshold."""
+def test_a_tiou_equal_to_the_threshold_counts():
+    """An action whose tIoU is exactly 0.5 or 0.75 is found at that threshold."""
     truth = {"a": [(0.0, 4.0, "x")]}
     for end, found in ((2.0, 1), (3.0, 6)):
         recall = evaluation.average_recall(truth, {"a": np.array([[1.0, 0.0, end]])})[2]
@@ -92,7 +92,7 @@ def test_thresholds_are_met_exactly_on_the_boundary():
 
 
 def test_rounding_is_that_of_the_official_evaluation():
-    """Half the union to the eye, below 0.5 by the last digit in its order of operations (and not in others)."""
+    """The exact tIoU is 1/2; the official order of operations makes it just less, another order does not."""
     truth = {"a": [(261 / 7, 867 / 7, "x")]}
     assert evaluation.average_recall(truth, {"a": np.array([[1.0, 553 / 7, 856 / 7]])})[2].sum() == 0
 
@@ -106,7 +106,7 @@ def test_recall_of_videos():
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Options of a caller of the reference, with annotation files and a result file: v_c has no proposal."""
+    """Options as for the reference, with annotation files and a result file; v_c has no proposal."""
     monkeypatch.chdir(tmp_path)
     actions = {"v_a": [[10.0, 20.0]], "v_b": [[0.0, 50.0], [60.0, 80.0]], "v_c": [[5.0, 6.0]], "v_d": [],
                "v_t": [[0.0, 1.0]]}
@@ -135,7 +135,7 @@ def official(*names):
         "annotations": [{"segment": one, "label": "Polo"} for one in segments[name]]} for name in names}}
 
 
-def test_what_is_printed_and_drawn(job, capsys):
+def test_figures_are_printed_and_drawn(job, capsys):
     result = evaluation.evaluation_proposal(job)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("ground truth: derived from info.csv and anno.json")
@@ -149,15 +149,15 @@ def test_what_is_printed_and_drawn(job, capsys):
         assert handle.read(2) == b"\xff\xd8"
 
 
-def test_proposals_at_hand_give_the_same(job, capsys):
+def test_proposals_in_memory_give_the_same_figures(job, capsys):
     from_file = evaluation.evaluation_proposal(job)
     printed = capsys.readouterr().out
-    at_hand = evaluation.evaluation_proposal(dict(job, result_file="elsewhere.json"), from_file.proposals)
-    np.testing.assert_array_equal(at_hand.recall, from_file.recall)
+    in_memory = evaluation.evaluation_proposal(dict(job, result_file="elsewhere.json"), from_file.proposals)
+    np.testing.assert_array_equal(in_memory.recall, from_file.recall)
     assert capsys.readouterr().out == printed
 
 
-def test_ground_truth_given_before_default_before_derived(job, capsys):
+def test_a_given_ground_truth_comes_before_the_default_and_the_derived_one(job, capsys):
     derived = evaluation.evaluation_proposal(job)
     assert "derived" in capsys.readouterr().out
     write("Evaluation/data/activity_net_1_3_new.json", official("a", "b"))
@@ -175,20 +175,20 @@ def test_ground_truth_given_before_default_before_derived(job, capsys):
     ({"results": {"a": [{"score": 1, "segment": [0, 1, 2]}]}}, "finite numbers"),
     ({"results": {"a": [{"score": 1, "segment": [0, 1]}, {"score": 1, "segment": [0]}]}}, "does not hold proposals"),
     ({"results": {"a": [{"score": float("nan"), "segment": [0, 1]}]}}, "finite numbers"),
-    ({"results": {"a": [{"score": "0.9", "segment": [0, 1]}]}}, "not of numbers"),
-    ({"results": {"a": [{"score": True, "segment": [0, 1]}]}}, "not of numbers"),
+    ({"results": {"a": [{"score": "0.9", "segment": [0, 1]}]}}, "not made of numbers"),
+    ({"results": {"a": [{"score": True, "segment": [0, 1]}]}}, "not made of numbers"),
     ({"results": {"a": [{"score": [1], "segment": [0, 1]}]}}, "finite numbers"),
-    ({"results": {"a": [{"score": 10 ** 400, "segment": [0, 1]}]}}, "not of numbers"),
+    ({"results": {"a": [{"score": 10 ** 400, "segment": [0, 1]}]}}, "not made of numbers"),
     ({"results": {}}, "holds no proposal"), ({"results": {"a": [], "b": []}}, "holds no proposal"),
     ({"results": {"x": [{"score": 1, "segment": [0, 1]}]}}, "no proposal of any of the 3 videos")])
-def test_a_wrong_result_file_is_named_and_nothing_drawn(job, content, words):
+def test_a_wrong_result_file_is_named_and_nothing_is_drawn(job, content, words):
     write("result.json", content)
     with pytest.raises(UserError, match=r"result\.json.*" + words):
         evaluation.evaluation_proposal(job)
     assert not os.path.exists("curve.jpg") and gc.isenabled()
 
 
-def test_a_number_that_leaves_no_proposal_is_a_mistake():
+def test_a_number_of_proposals_that_leaves_none_is_refused():
     proposals = {"a": np.ones((1, 3)), "x": np.ones((1000, 3))}
     with pytest.raises(UserError, match="leaves none of the 1001"):
         evaluation.average_recall({"a": [(0, 1, "x")]}, proposals)

@@ -9,13 +9,13 @@ from bmn.errors import UserError
 from bmn.files import check_distinct, check_writable, read_json, replacing, write_json
 
 
-def test_replaces_in_one_step_and_leaves_nothing_beside(tmp_path):
+def test_a_file_is_replaced_in_one_step_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "new folder" / "a b.json"
     write_json(str(path), {"n": 1})
     with replacing(str(path)) as temporary:
         with open(temporary, "w") as handle:
             handle.write('{"n": 2}')
-        assert json.loads(path.read_text()) == {"n": 1}     # the old one serves until the new one is whole
+        assert json.loads(path.read_text()) == {"n": 1}     # the old file stays until the new one is whole
     assert json.loads(path.read_text()) == {"n": 2}
     assert os.listdir(str(path.parent)) == ["a b.json"]
     umask = os.umask(0)
@@ -33,7 +33,7 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert path.read_text() == "1" and os.listdir(str(tmp_path)) == ["x.json"]
 
 
-def test_what_is_read_is_not_overwritten(tmp_path):
+def test_an_input_file_is_not_overwritten(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "x")
     check_distinct(str(tmp_path / "x"), str(tmp_path / "y"))
     for one in ("x", "link", "../%s/x" % tmp_path.name):
@@ -63,7 +63,7 @@ def test_unreadable_json_is_named(tmp_path, content, word):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_json_is_read_as_python_reads_it(tmp_path, monkeypatch, rng, fast):
-    """With orjson and without: every digit, and what orjson alone refuses."""
+    """With and without orjson every digit is read, and so are texts that orjson refuses."""
     if not fast:
         monkeypatch.setattr(files, "orjson", None)
     numbers = (rng.rand(2000) * 10.0 ** rng.randint(-30, 30, 2000)).tolist()

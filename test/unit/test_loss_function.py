@@ -1,4 +1,4 @@
-"""Losses: against the reference's figures, against a plain oracle, and where the reference divides by zero."""
+"""Losses: compared with the reference's figures and a plain oracle, and where the reference divides by zero."""
 import formulas
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_equals_plain_oracle(trial):
 
 
 @pytest.mark.parametrize("start_level", [0.0, 1.0])
-def test_no_positives_gives_zero_with_a_live_graph(start_level):
+def test_no_positives_give_zero_losses_and_zero_gradients(start_level):
     t = 6
     pred = [torch.rand(shape, requires_grad=True) for shape in ((1, 2, t, t), (1, t), (1, t))]
     labels = torch.zeros(1, t, t), torch.full((1, t), start_level), torch.zeros(1, t)

@@ -1,4 +1,4 @@
-"""The network against the reference's figures, and against its definition written out."""
+"""The network compared with the reference's figures and with a plain version of its definition."""
 import copy
 import json
 import pickle
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from formulas import wave, wave_parameters
-from test_boundary_matching import plain
+from oracles import sampling_weights_by_definition
 from torch.nn import functional as F
 
 from bmn.errors import UserError
@@ -23,7 +23,7 @@ LAYERS = {      # name: shape of its weight, with the default options
 
 
 def network(opt, dtype=torch.float64, route="auto", seed=0):
-    """The network of ``opt`` by one of the ROUTES: CPU, NPU and exported graph, CUDA in float32."""
+    """The network of ``opt`` by one of the ROUTES: for a CPU; an NPU or exported graph; CUDA in float32."""
     torch.manual_seed(seed)
     model = BMN(dict(opt, bm_contraction=route.split()[0])).to(dtype)
     if route == "bags on the map":
@@ -47,10 +47,10 @@ def objective(outputs):
     return sum((out * torch.from_numpy(wave(out.shape, 200 + i)).to(out)).sum() for i, out in enumerate(valid))
 
 
-def written_out(model, opt, x):
+def by_definition(model, opt, x):
     """forward() by the definition: the boundary-matching map, the Conv3d, whole maps throughout."""
-    weights = torch.from_numpy(plain(opt["temporal_scale"], opt["num_sample"], opt["num_sample_perbin"],
-                                     opt["prop_boundary_ratio"])).to(x)
+    weights = torch.from_numpy(sampling_weights_by_definition(
+        opt["temporal_scale"], opt["num_sample"], opt["num_sample_perbin"], opt["prop_boundary_ratio"])).to(x)
     parameter = dict(model.named_parameters())
 
     def conv(name, x, function=F.conv1d, **how):
@@ -72,10 +72,10 @@ def gradients(model, loss):
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", ["model_t20", "model_t24", "model_t100"])
-def test_float64_is_the_reference(golden, name, route):
+def test_float64_equals_the_reference(golden, name, route):
     figures = golden(name + ".npz")
     if name == "model_t100" and route == "bags on the map":
-        pytest.skip("the small ones tell enough")
+        pytest.skip("the small networks are enough")
     model, x = golden_network(figures, torch.float64, route)
     outputs = model(x)
     compare_with_golden(figures, model, outputs, 2e-7, 1e-6, 1e-6)
@@ -83,10 +83,10 @@ def test_float64_is_the_reference(golden, name, route):
 
 
 @pytest.mark.parametrize("route", ROUTES[:2])
-# In model_t24 two units lie within 3e-8 of zero, and one that falls the other way moves an entry by 4 %.
+# In model_t24 two units lie within 3e-8 of zero. If rounding changes the sign of one, an entry moves by 4 %.
 @pytest.mark.parametrize("name,norm,entry", [("model_t20", 1e-3, 1e-2), ("model_t24", 3e-3, 5e-2),
                                              ("model_t100", 1e-3, 1e-2)])
-def test_float32_is_the_reference_to_rounding(golden, name, norm, entry, route):
+def test_float32_equals_the_reference_up_to_rounding(golden, name, norm, entry, route):
     figures = golden(name + ".npz")
     model, x = golden_network(figures, torch.float32, route)
     compare_with_golden(figures, model, model(x), 2e-6, norm, entry)
@@ -106,11 +106,11 @@ def compare_with_golden(figures, model, outputs, output, norm, entry):
 @pytest.mark.parametrize("batch,changes", [
     (2, {}), (1, {"temporal_scale": 2, "num_sample": 1}), (3, {"temporal_scale": 5, "prop_boundary_ratio": 1.4}),
     (2, {"temporal_scale": 11, "num_sample_perbin": 1, "feat_dim": 4}), (1, {"prop_boundary_ratio": 0})])
-def test_forward_is_the_definition(batch, changes, route):
+def test_forward_equals_the_definition(batch, changes, route):
     opt = dict(SMALL, **changes)
     model = network(opt, route=route)
     x = torch.randn(batch, opt["feat_dim"], opt["temporal_scale"], dtype=torch.float64)
-    found, wanted = model(x), written_out(model, opt, x)
+    found, wanted = model(x), by_definition(model, opt, x)
     for one, other in zip(found, wanted):
         assert one.shape == other.shape
         np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), rtol=0, atol=1e-13)
@@ -122,7 +122,7 @@ def test_forward_is_the_definition(batch, changes, route):
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_valid_only_is_the_same_map_without_the_rest(route):
+def test_valid_only_leaves_out_the_cells_below_the_diagonal(route):
     model, x = network(SMALL, route=route), torch.randn(2, 8, 7, dtype=torch.float64)
     full, valid = model(x), model(x, valid_only=True)
     np.testing.assert_allclose(valid[0].detach().numpy(), torch.triu(full[0]).detach().numpy(), rtol=0, atol=1e-14)
@@ -136,7 +136,7 @@ def test_valid_only_is_the_same_map_without_the_rest(route):
 def test_an_input_gets_its_gradient():
     model, x = network(SMALL), torch.randn(2, 8, 7, dtype=torch.float64, requires_grad=True)
     found, = torch.autograd.grad(objective(model(x)), x)
-    wanted, = torch.autograd.grad(objective(written_out(model, SMALL, x)), x)
+    wanted, = torch.autograd.grad(objective(by_definition(model, SMALL, x)), x)
     np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=0, atol=1e-12)
 
 
@@ -152,28 +152,28 @@ def half_precision(dtype):
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("dtype,bound", [(torch.bfloat16, 4e-3), (torch.float16, 1e-3)])
-def test_autocast_loses_no_more_than_the_definition(golden, dtype, bound, route):
+def test_autocast_is_as_accurate_as_the_definition_under_autocast(golden, dtype, bound, route):
     if not half_precision(dtype):
         pytest.skip("no autocast to %s on a CPU here" % dtype)
     figures = golden("model_t20.npz")
     model, x = golden_network(figures, torch.float32, route)
-    exact = written_out(model, json.loads(str(figures["options"])), x)
+    exact = by_definition(model, json.loads(str(figures["options"])), x)
     with torch.autocast("cpu", dtype):
-        ours, theirs = model(x), written_out(model, json.loads(str(figures["options"])), x)
+        ours, theirs = model(x), by_definition(model, json.loads(str(figures["options"])), x)
     for one, other in zip(ours, exact):
-        assert one.dtype == torch.float32               # probabilities always are
+        assert one.dtype == torch.float32               # as probabilities always are
         assert (one - other).abs().max() < bound
     exact, ours, theirs = (gradients(model, objective(outputs)) for outputs in (exact, ours, theirs))
-    lost, their_loss = (sum((found[name] - exact[name]).pow(2).sum() for name in exact).sqrt()
-                        for found in (ours, theirs))
-    assert lost < 1.3 * their_loss
+    our_error, their_error = (sum((found[name] - exact[name]).pow(2).sum() for name in exact).sqrt()
+                              for found in (ours, theirs))
+    assert our_error < 1.3 * their_error
     for name, wanted in exact.items():
         assert ours[name].dtype == torch.float32
         assert (ours[name] - wanted).norm() < 1.5 * (theirs[name] - wanted).norm() + bound * wanted.norm(), name
 
 
 def test_probabilities_are_float32_under_autocast():
-    """Half precision rounds 0.998 to 1, whose logarithm and gradient are lost."""
+    """bfloat16 rounds 0.999 to 1: the logarithm of 1 - p and its gradient are lost."""
     if not half_precision(torch.bfloat16):
         pytest.skip("no autocast to bfloat16 on a CPU here")
     model = network(SMALL, torch.float32)
@@ -188,7 +188,7 @@ def test_probabilities_are_float32_under_autocast():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_network_of_half_precision(dtype):
+def test_a_network_can_be_cast_to_half_precision(dtype):
     if not half_precision(dtype):
         pytest.skip("no arithmetic in %s on a CPU here" % dtype)
     model, x = network(SMALL, torch.float32), torch.randn(2, 8, 7)
@@ -198,7 +198,7 @@ def test_a_network_of_half_precision(dtype):
             assert (one - other).abs().max() < 1e-2
 
 
-def test_state_dict_is_the_contract():
+def test_state_dict_has_the_names_and_shapes_of_the_reference():
     model = BMN({})
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == {
         name + part: shape if part == ".weight" else shape[:1]
@@ -213,7 +213,7 @@ def test_a_sample_mask_is_checked_and_dropped():
     model, other = network(SMALL), network(SMALL, seed=1)
     state = dict(other.state_dict(), sample_mask=torch.zeros(7, 3 * 7 * 7))
     model.load_state_dict(state)
-    assert "sample_mask" in state           # the caller's own is left alone
+    assert "sample_mask" in state           # the caller's dict is left alone
     for one, wanted in zip(model.parameters(), other.parameters()):
         assert torch.equal(one, wanted)
     with pytest.raises(RuntimeError, match=r"sample_mask.*--temporal_scale.*--num_sample"):

@@ -23,12 +23,11 @@ def test_defaults_of_the_ascend_port():
             "save_fig_path": "./output/evaluation_result.jpg", "is_distributed": 0, "local_rank": 0, "DeviceID": "0",
             "world_size": 1, "loss_scale": 128, "opt_level": "O1"}
     assert {name: opt[name] for name in port} == port
-    json.dumps(opt)                         # opts.json
+    json.dumps(opt)                         # as opts.json is written
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_default_is_a_value_that_the_option_takes(name):
-    """... and the help states it."""
     default = OPTIONS[name].default
     if default != "":
         assert vars(parse_opt(["--%s=%s" % (name, default)] + ["--classification_file=x"]))[name] == default
@@ -43,7 +42,7 @@ def test_the_help_states_every_default(capsys):
 
 
 @pytest.mark.parametrize("argv", [["--opt-level", "O0"], ["--opt_level", "O0"], ["--opt-level=O0"], ["--opt_level=O0"]])
-def test_spellings(argv):
+def test_an_option_may_be_spelled_with_dashes_or_underscores(argv):
     assert parse_opt(argv).opt_level == "O0"
 
 
@@ -54,7 +53,7 @@ def test_local_rank_as_old_launchers_pass_it():
 @pytest.mark.parametrize("argv,folder", [
     (["--data", "a", "--data_path", "b", "--feature_path", "c"], "b"), (["--feature_path=c", "--data=a"], "a"),
     (["--feature-path", "c"], "c")])
-def test_the_first_data_path_that_is_given_serves(argv, folder):
+def test_data_path_comes_before_data_and_data_before_feature_path(argv, folder):
     opt = parse_opt(argv)
     assert opt.data_path == opt.data == opt.feature_path == folder
 
@@ -63,7 +62,7 @@ def test_values_with_dashes_and_equals_signs_stay_as_they_are():
     assert parse_opt(["--result_file=out-put/a=b.json"]).result_file == "out-put/a=b.json"
 
 
-def test_inference_reads_the_best_of_its_checkpoint_path():
+def test_inference_reads_the_best_checkpoint_of_checkpoint_path():
     assert parse_opt(["--checkpoint_path", "runs/7"]).pth_path == os.path.join("runs/7", "BMN_best.pth.tar")
     assert parse_opt(["--checkpoint_path", "runs/7", "--pth_path", "x.tar"]).pth_path == "x.tar"
 
@@ -77,13 +76,13 @@ def test_inference_reads_the_best_of_its_checkpoint_path():
     (["stray"], "stray"), (["--soft_nms_low_thres", "0.95"], "--soft_nms_high_thres"),
     (["--mode", "detection"], "--classification_file"), (["--onnx", "nowhere.onnx"], "--mode train"),
     (["--finetune", "1", "--resume", "auto"], "--resume")])
-def test_mistakes_are_told_in_one_sentence(argv, word):
+def test_a_mistake_is_reported_in_one_sentence(argv, word):
     with pytest.raises(UserError) as error:
         parse_opt(argv)
     assert word in str(error.value) and "\n" not in str(error.value)
 
 
-def test_dict_of_the_reference_is_completed():
+def test_options_of_the_reference_are_completed():
     opt = with_defaults({"mode": "train", "feature_path": "features/", "temporal_scale": 16})
     assert opt["data_path"] == "features/" and opt["temporal_scale"] == 16 and opt["seed"] == 0
     assert with_defaults({})["data_path"] != "features/" and opt["pth_path"] == "./checkpoint/BMN_best.pth.tar"

@@ -1,4 +1,4 @@
-"""Soft-NMS, the result file and BMN_post_processing: the reference's figures, and the rule written out plainly."""
+"""Soft-NMS, the result file and BMN_post_processing: the reference's figures, and a plain version of the rule."""
 import csv
 import json
 import os
@@ -16,27 +16,27 @@ VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2990
 
 
 def soft_nms_by_the_rule(rows, opt):
-    """rows: [(score, xmin, xmax)] of Python floats, in the order of the table; the rule, a sentence a line."""
+    """The rule, written plainly. rows: [(score, xmin, xmax)] of Python floats, in the order of the table."""
     if len(rows) == 1:
         return rows
-    candidates = sorted(rows, key=lambda row: -row[0])                              # stable
+    candidates = sorted(rows, key=lambda row: -row[0])                              # a stable sort
     kept = []
     while len(candidates) > 1 and len(kept) < 101:
         scores = [row[0] for row in candidates]
-        _, xmin, xmax = taken = candidates.pop(scores.index(max(scores)))
-        kept.append(taken)
-        for place, (other, first, last) in enumerate(candidates):
+        _, xmin, xmax = best = candidates.pop(scores.index(max(scores)))
+        kept.append(best)
+        for index, (other, first, last) in enumerate(candidates):
             inter = max(min(last, xmax) - max(first, xmin), 0.0)
             iou = inter / ((last - first) - inter + xmax - xmin)
             limit = opt["soft_nms_low_thres"] + (opt["soft_nms_high_thres"] - opt["soft_nms_low_thres"]) * (xmax - xmin)
             if iou > limit:
                 decay = np.exp(np.array([-np.square(iou) / opt["soft_nms_alpha"]]))[0]
-                candidates[place] = (float(other * decay), first, last)
+                candidates[index] = (float(other * decay), first, last)
     return sorted(kept, key=lambda row: -row[0])[:100]
 
 
 def maps_of(rng, batch, scale, levels):
-    """Random maps; few levels make many ties, one makes all scores equal."""
+    """Random maps; few levels make many ties, one level makes all scores equal."""
     def draw(*shape):
         return (rng.randint(1, levels + 1, shape) / np.float32(levels + 1)).astype(np.float32)
     return draw(batch, 2, scale, scale), draw(batch, scale), draw(batch, scale)
@@ -55,7 +55,7 @@ def assert_follows_the_rule(confidence_map, start, end, opt):
         np.testing.assert_array_equal(ours, np.array(theirs))
 
 
-def test_result_file_is_the_references(golden, shared, tmp_path):
+def test_result_file_equals_the_reference(golden, shared, tmp_path):
     names = [str(name) for name in golden("proposals.npz")["video"]]
     with open(os.path.join(shared, "activitynet_annotations", "anet_anno_action.json")) as handle:
         annotated = json.load(handle)
@@ -75,7 +75,7 @@ def test_result_file_is_the_references(golden, shared, tmp_path):
                                    rtol=1e-13)     # exp of another NumPy differs in the last digit
 
 
-def test_small_tables_are_the_references(golden):
+def test_small_tables_give_the_proposals_of_the_reference(golden):
     figures = golden("small_nms.npz")
     for scale in (2, 6, 12):
         table, kept = figures["%d/table" % scale], figures["%d/kept" % scale]
@@ -96,7 +96,7 @@ def test_full_size_maps_follow_the_rule(rng, levels):
     assert_follows_the_rule(*maps_of(rng, 2, 100, levels), DEFAULTS)
 
 
-def test_zeros_are_taken_once_each():
+def test_proposals_of_score_zero_are_kept_once_each():
     maps = np.zeros((1, 2, 8, 8), np.float32), np.zeros((1, 8), np.float32), np.zeros((1, 8), np.float32)
     assert_follows_the_rule(*maps, DEFAULTS)
     assert_follows_the_rule(*maps, {**DEFAULTS, "soft_nms_alpha": 1e-6})
@@ -107,8 +107,8 @@ def test_negative_scores_follow_the_rule(rng):
     assert_follows_the_rule(confidence_map - np.float32(0.5), start, end, DEFAULTS)
 
 
-def test_an_equal_score_is_noticed_though_it_is_suppressed_at_once():
-    """[0, 3/4] makes [0, 1/4] and [0, 2/4] equal, which overlap: the latter goes first, having been higher."""
+def test_a_tie_of_proposals_that_overlap_follows_the_rule():
+    """[0, 3/4] makes the scores of [0, 1/4] and [0, 2/4] equal; they overlap. [0, 2/4] was higher, so it goes first."""
     opt = {"soft_nms_alpha": 1.0, "soft_nms_low_thres": 0.1, "soft_nms_high_thres": 0.1}
     xmin, xmax = score_tables.pairs(4)[2:]
     little, much = np.exp(-np.square(xmax[:2] / xmax[2]))
@@ -123,9 +123,9 @@ def test_an_equal_score_is_noticed_though_it_is_suppressed_at_once():
     np.testing.assert_array_equal(ours, np.array(theirs))
 
 
-@pytest.mark.parametrize("rest", [[0.1, 0.11, 0.12], [0.8, 0.89, 0.7]])     # the equals' turn: second, or last
-def test_an_equal_score_is_noticed_elsewhere(rest):
-    """[0, 1/4] is equal to [0, 2/4] once the latter is suppressed: which goes first, having been higher."""
+@pytest.mark.parametrize("rest", [[0.1, 0.11, 0.12], [0.8, 0.89, 0.7]])     # the tie comes second, or last
+def test_a_tie_of_other_proposals_follows_the_rule(rest):
+    """[0, 3/4] makes the score of [0, 2/4] equal to that of [0, 1/4]. [0, 2/4] was higher, so it goes first."""
     opt = {"soft_nms_alpha": 1.0, "soft_nms_low_thres": 0.6, "soft_nms_high_thres": 0.6}
     xmin, xmax = score_tables.pairs(4)[2:]
     score = np.array([[0, 0.5, 0.9, *rest]])
@@ -152,7 +152,7 @@ def test_a_broken_network_is_reported(rng):
         post_processing.proposals(confidence_map, start, end, DEFAULTS)
 
 
-def test_result_is_the_text_of_json_and_clipped_to_the_video(tmp_path):
+def test_result_file_equals_json_dumps_and_segments_are_clipped_to_the_video(tmp_path):
     path = str(tmp_path / "new" / "result.json")
     kept = {"v_a\"": np.array([[0.1, -0.5, 0.5]]), "v_b": np.array([[0.3, 0.2, 1.5], [0.2, 0, 1]])}
     post_processing.write_result(path, {"v_b": VIDEO, "v_a\"": VIDEO}, kept)
@@ -164,11 +164,11 @@ def test_result_is_the_text_of_json_and_clipped_to_the_video(tmp_path):
         assert handle.read() == json.dumps(expected)
 
 
-# BMN_post_processing: the tables of another program
+# BMN_post_processing, and tables of another program
 
 @pytest.fixture
 def job(tmp_path, monkeypatch, rng):
-    """Ten validation videos among others, their tables, and the options: (opt, {name: maps})."""
+    """(options, {name: maps}) of ten validation videos with their tables; two videos are of another subset."""
     monkeypatch.chdir(tmp_path)
     names = ["v_%d" % i for i in range(12)]
     with open("info.csv", "w") as handle:
@@ -183,7 +183,7 @@ def job(tmp_path, monkeypatch, rng):
     return {"video_info": "info.csv", "video_anno": "anno.json", "result_file": "result.json"}, maps
 
 
-def test_tables_give_what_memory_gives(job):
+def test_tables_and_maps_in_memory_give_the_same_result(job):
     opt, maps = job
     kept = {name: post_processing.proposals(*(one[None] for one in its_maps), DEFAULTS)[0]
             for name, its_maps in maps.items()}
@@ -195,7 +195,7 @@ def test_tables_give_what_memory_gives(job):
 
 
 def test_tables_of_other_programs_are_read(job):
-    """Other columns' order, another precision, segments off the grid, a blank line at the end."""
+    """Another order of columns, another precision, segments off the grid, a blank line at the end."""
     opt, maps = job
     post_processing.BMN_post_processing(opt)
     rows = [(0.5, 0.111, 0.52), (0.25, 0.1, 0.5), (0.125, 0.6, 0.7), (0.0625, 0.61, 0.7)]

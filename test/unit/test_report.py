@@ -1,4 +1,4 @@
-"""The report page: what stands in it, that it needs nothing else, and how a browser shows it, large and small."""
+"""The report page: what it shows, that it needs no other file, and how it looks on a large and a small screen."""
 import base64
 import html.parser
 import json
@@ -25,7 +25,7 @@ EPOCHS = [{"epoch": epoch, "train": dict.fromkeys(("total", "tem", "pem_reg", "p
 
 @pytest.fixture
 def job(tmp_path, monkeypatch, rng):
-    """(options, videos, evaluation, maps_of): five videos; of two actions v_4's proposals hit both, v_0's none."""
+    """(options, videos, evaluation, maps_of): each video has two actions; v_4's proposals hit both, v_0's none."""
     monkeypatch.chdir(tmp_path)
     video = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}
     videos = {"v_%d" % index: video for index in range(5)}
@@ -47,7 +47,7 @@ def job(tmp_path, monkeypatch, rng):
 
 
 class Page(html.parser.HTMLParser):
-    """Texts, pictures, and everything that would be fetched."""
+    """The texts and pictures of a page, and everything that a browser would fetch."""
 
     def __init__(self, text):
         super().__init__()
@@ -74,9 +74,9 @@ def test_page_holds_the_figures_and_needs_no_other_file(job):
     _, _, result, maps_of = job
     text = written(*job)
     page = Page(text)
-    for number, place in ((1, 0), (5, 4), (10, 9), (100, 99)):
+    for number, column in ((1, 0), (5, 4), (10, 9), (100, 99)):
         where = page.texts.index("AR@%d" % number)
-        assert page.texts[where + 5] == "%.2f" % (100 * result.recall[:, place].mean())
+        assert page.texts[where + 5] == "%.2f" % (100 * result.recall[:, column].mean())
     assert page.fetched == [] and "url(" not in text and "@import" not in text and "<script" not in text
     assert all(picture.count("<svg") == 1 and not re.search(r'href="(?!#|data:)', picture) for picture in page.pictures)
     assert len(page.pictures) == 2 + 3 * 2
@@ -100,7 +100,7 @@ def test_losses_are_shown_for_the_network_that_they_belong_to(job):
         assert handle.read() == before
 
 
-def test_names_are_text(job):
+def test_names_are_escaped(job):
     opt, videos, result, maps_of = job
     name = "v_<i>&"
     result.ground_truth["<i>&"], videos[name] = result.ground_truth.pop("4"), videos.pop("v_4")
@@ -118,7 +118,7 @@ def test_one_video_is_enough_and_one_without_proposals_is_shown(job):
 
 @pytest.mark.skipif(not BROWSER, reason="no chromium on this machine (apt-get install chromium)")
 def test_a_browser_shows_it_on_a_laptop_and_a_phone(job, tmp_path):
-    """Frames of both widths: no text or picture sticks out, every picture is drawn."""
+    """In frames of both widths no text or picture sticks out, and every picture is drawn."""
     with open("checkpoint/metrics.jsonl", "w") as handle:
         handle.writelines(json.dumps(one) + "\n" for one in EPOCHS)
     page = json.dumps(written(*job)).replace("</", "<\\/")

@@ -1,4 +1,4 @@
-"""apex.amp as a program meets it: it scales the loss, unscales the gradients, and leaves out a step that overflowed.
+"""apex.amp as a program sees it: it scales the loss, unscales the gradients, and leaves out a step that overflowed.
 
 Nothing is computed in half precision. Every call is recorded in ``calls``, and written to the file that the
 environment variable APEX_CALLS names.

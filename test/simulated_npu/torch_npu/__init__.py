@@ -3,8 +3,8 @@
     PYTHONPATH=test/simulated_npu python3 main.py --device npu ...
 
 makes ``import torch_npu`` give this package. Tensors then say ``device='npu:0'``, while their numbers lie in CPU
-memory and every operator runs on the CPU. What a real NPU refuses, or does otherwise than a CPU, is imitated where
-the project depends on it:
+memory and every operator runs on the CPU. What a real NPU refuses, or does differently from a CPU, is imitated
+where the project depends on it:
 
 - tensors of the CPU and of the NPU do not mix in one operation;
 - ``embedding_bag`` and sparse tensors are refused, float64 is refused, and ``.double()`` gives float32;
@@ -12,9 +12,9 @@ the project depends on it:
 - the device cannot be used in a forked process;
 - ``hccl`` is a backend of torch.distributed that takes NPU tensors only.
 
-It shows that a program's path through torch_npu holds together. It does not show numerics, speed or memory of an
-NPU, nor whether a kernel exists there. One device only (two processes share it: ``--DeviceID 0,0``), private
-interfaces of PyTorch (2.13 is known to have them).
+The simulation shows that a program uses torch_npu correctly. It does not show numerics, speed or memory of an NPU, nor
+whether a kernel exists there. There is one device, which two processes can share (``--DeviceID 0,0``). Private
+interfaces of PyTorch are needed; 2.13 has them.
 """
 import torch
 

@@ -19,7 +19,7 @@ _without_autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivate
 
 
 def _casting(operator, dtype):
-    """``operator`` on floating-point tensors cast to ``dtype``; None: what the autocast context says."""
+    """``operator`` on floating-point tensors cast to ``dtype``; None is the type of the autocast context."""
     def kernel(*args, **kwargs):
         wanted = dtype or torch.get_autocast_dtype(NAME)
 

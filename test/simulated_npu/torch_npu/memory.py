@@ -1,4 +1,4 @@
-"""One memory under two device names: a DLPack capsule carries a tensor across, its device field rewritten."""
+"""One memory under two device names: a tensor passes through a DLPack capsule whose device field is rewritten."""
 import ctypes
 
 import torch
@@ -41,7 +41,7 @@ def to_npu(tensor):
 
 
 def converted(value, convert):
-    """``value`` with every tensor in it, in lists and tuples too, put through ``convert``."""
+    """``value`` with ``convert`` applied to it, or to every item where it is a list or tuple."""
     if isinstance(value, (list, tuple)):
         return type(value)(converted(item, convert) for item in value)
     return convert(value)

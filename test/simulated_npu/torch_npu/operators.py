@@ -1,4 +1,4 @@
-"""Operators of the simulated device: run on CPU memory, after the checks that a real NPU would make."""
+"""Operators of the simulated device. They run on CPU memory, after the checks that a real NPU would make."""
 import collections
 import os
 import re
@@ -26,7 +26,7 @@ def in_forked_process():
 
 
 def _check(name, tensors):
-    """What a real NPU would object to."""
+    """Refuse what a real NPU refuses."""
     if in_forked_process():
         raise RuntimeError("Cannot re-initialize NPU in forked subprocess")
     if REFUSED.search(name):
@@ -39,7 +39,7 @@ class _Call:
     """One operator's way to the CPU and back: which tensors came from the device, and under which alias."""
 
     def __init__(self, name):
-        self.name, self.originals, self.strangers = name, {}, []
+        self.name, self.originals, self.cpu_tensors = name, {}, []
 
     def down(self, value):
         return converted(value, self._down)
@@ -50,7 +50,7 @@ class _Call:
             self.originals[id(alias)] = value, alias
             return alias
         if isinstance(value, torch.Tensor) and value.dim():
-            self.strangers.append(value)
+            self.cpu_tensors.append(value)
         return torch.device("cpu") if isinstance(value, torch.device) else value
 
     def up(self, value):
@@ -63,20 +63,20 @@ class _Call:
 
     def check(self):
         _check(self.name, [original for original, _ in self.originals.values()])
-        if self.originals and self.strangers and self.name not in TAKE_CPU_INDICES:
+        if self.originals and self.cpu_tensors and self.name not in TAKE_CPU_INDICES:
             raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, npu:0 "
-                               "and cpu! (%s, cpu tensor of shape %s)" % (self.name, tuple(self.strangers[0].shape)))
+                               "and cpu! (%s, cpu tensor of shape %s)" % (self.name, tuple(self.cpu_tensors[0].shape)))
 
 
 def _run(operator, *args, **kwargs):
-    """Any operator without a kernel of its own."""
+    """Run any operator that has no kernel of its own."""
     call = _Call(operator._schema.name)
     outputs = {argument.name: kwargs.pop(argument.name) for argument in operator._schema.arguments
                if argument.kwarg_only and argument.alias_info and argument.alias_info.is_write}
     args, kwargs = call.down(args), {name: call.down(value) for name, value in kwargs.items()}
-    # out= tensors may have to grow, which an alias cannot: compute into fresh ones
+    # out= tensors may have to grow, and an alias cannot: compute into fresh ones
     fresh = {name: torch.empty(0, dtype=out.dtype) for name, out in outputs.items()}
-    call.strangers += [out for out in outputs.values() if not on_device(out)]
+    call.cpu_tensors += [out for out in outputs.values() if not on_device(out)]
     call.check()
     calls[call.name] += 1
     result = operator(*args, **kwargs, **fresh)
@@ -90,7 +90,7 @@ def _run(operator, *args, **kwargs):
 
 
 def _made_on_cpu(operator):
-    """empty and its kin, from which all other factories are made."""
+    """empty and empty_strided, which all other factories call."""
     def kernel(*args, device=None, dtype=None, pin_memory=None, **kwargs):
         if device is not None and device.index:
             raise RuntimeError("invalid device %s: one npu is simulated" % device)
@@ -120,7 +120,7 @@ def _copy_from_and_resize(source, target):
 
 def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False,
              memory_format=None):
-    """.to(): like torch_npu, float32 where a tensor of the device is asked to become float64."""
+    """.to(): as in torch_npu, float64 becomes float32 for a tensor of the device."""
     target = tensor.device if device is None else device
     if dtype == torch.float64 and on_device(tensor) and target.type == NAME:
         warnings.warn("the npu does not support double: float is used instead", stacklevel=2)

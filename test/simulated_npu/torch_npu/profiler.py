@@ -1,4 +1,4 @@
-"""``torch_npu.profiler``: PyTorch's own, for the simulated device computes on the CPU."""
+"""``torch_npu.profiler``: PyTorch's own, because the simulated device computes on the CPU."""
 import enum
 
 import torch.profiler

@@ -42,7 +42,7 @@ def _device(device):
 
 
 def _nothing(*args, **kwargs):
-    """What has no meaning here: synchronising, seeding (operators draw from the CPU's generator), caches."""
+    """Synchronising, seeding (operators draw from the CPU's generator) and caches have no meaning here."""
 
 
 def _module():
@@ -68,7 +68,7 @@ def _module():
 
 
 def _teach_storages():
-    """torch.save and torch.load move storages, for which torch wants an allocator written in C++."""
+    """Let torch.save and torch.load move storages; PyTorch itself needs an allocator written in C++ for that."""
     base = torch.storage._StorageBase
     to, clone = base.to, base.clone
 

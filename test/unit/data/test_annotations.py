@@ -18,7 +18,7 @@ def files(folder, rows=(("v_a", "training"), ("v_b", "validation")), entries=Non
     return {"video_info": str(info), "video_anno": str(anno)}
 
 
-def test_the_real_files(shared):
+def test_the_real_files_are_read(shared):
     folder = shared + "/activitynet_annotations/"
     opt = {"video_info": folder + "video_info_new.csv", "video_anno": folder + "anet_anno_action.json"}
     with open(opt["video_info"]) as handle:
@@ -28,12 +28,12 @@ def test_the_real_files(shared):
     assert all(video["annotations"] == [] for video in read_videos(opt, "testing").values())
 
 
-def test_subset_is_a_word_of_the_column_and_the_file_order_stays(tmp_path):
+def test_subset_is_a_word_of_the_column_and_the_order_of_the_file_stays(tmp_path):
     opt = files(tmp_path, [("v_b", "training"), ("v_a", "my training"), ("v_c", "validation")])
     assert list(read_videos(opt, "train")) == ["v_b", "v_a"]
 
 
-def test_a_prefix_is_taken_off_once(tmp_path):
+def test_a_prefix_is_removed_only_once(tmp_path):
     assert len(read_videos(files(tmp_path, [("v_v_a", "training"), ("v_a", "training")]), "train")) == 2
 
 
@@ -61,13 +61,13 @@ def test_mistakes_name_the_file_and_the_video(tmp_path, change, words):
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
-def test_marks_of_other_programs_are_no_trouble(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     opt = files(tmp_path)
     for path in opt.values():
         with open(path, "rb") as handle:
             content = handle.read()
         with open(path, "wb") as handle:
-            handle.write(b"\xef\xbb\xbf" + content)        # a byte order mark, as Excel writes
+            handle.write(b"\xef\xbb\xbf" + content)        # as Excel writes it
     assert list(read_videos(opt, "train")) == ["v_a"]
 
 
@@ -76,7 +76,7 @@ def test_a_label_is_not_needed(tmp_path):
     assert read_videos(opt, "train")["v_a"]["annotations"] == [{"segment": [1, 2], "label": ""}]
 
 
-def test_missing_and_binary_files(tmp_path):
+def test_missing_and_binary_files_are_reported(tmp_path):
     opt = files(tmp_path)
     for key in opt:
         with pytest.raises(UserError, match=key):

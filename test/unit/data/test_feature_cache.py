@@ -56,20 +56,20 @@ def packed_path(opt):
     return os.path.join(opt["data_path"], "csv_mean_10.float32.safetensors")
 
 
-def test_packed_once_and_read_from_there_afterwards(opt, reads):
+def test_features_are_packed_once_and_then_read_from_the_packed_file(opt, reads):
     assert opened(opt).path == packed_path(opt) and reads.names == NAMES
     packed = opened(opt)
     assert reads.names == NAMES
     features = packed.read("v_a")
-    features[:] = 0                                     # a copy of one's own: the file and the next reader
-    assert packed.read("v_a").any()                     # see nothing of it
+    features[:] = 0                                     # this changes a copy and not the file
+    assert packed.read("v_a").any()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(packed)).read("v_b"), packed.read("v_b"))
     with pytest.raises(UserError, match="v_z is not in"):
         packed.read("v_z")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_others_read_the_file_with_the_safetensors_library(opt, dtype):
+def test_the_safetensors_library_reads_the_file(opt, dtype):
     safetensors = pytest.importorskip("safetensors", reason="needs the Python package safetensors")
     packed = opened(dict(opt, feature_cache_dtype=dtype))
     status = os.stat(path(opt, "v_b", ".csv"))
@@ -87,7 +87,7 @@ def test_a_file_that_the_safetensors_library_wrote_is_read(opt, tmp_path):
     opened(dict(opt, data_path=theirs))
 
 
-def test_a_packed_file_of_version_1_is_made_anew_once(opt, reads):
+def test_a_packed_file_of_version_1_is_replaced_once(opt, reads):
     old = os.path.join(opt["data_path"], "csv_mean_10.float32.packed")
     with open(old, "wb") as handle:
         handle.write(b"BMN packed features, version 1\n" + b'{"temporal_scale": 10}\n' + bytes(9000))
@@ -100,7 +100,7 @@ def test_a_packed_file_of_version_1_is_made_anew_once(opt, reads):
     assert reads.names == NAMES
 
 
-def test_a_file_of_the_users_called_packed_stays(opt):
+def test_a_users_own_file_called_packed_stays(opt):
     path = os.path.join(opt["data_path"], "csv_mean_10.float32.packed")
     with open(path, "w") as handle:
         handle.write("my notes")
@@ -108,7 +108,7 @@ def test_a_file_of_the_users_called_packed_stays(opt):
     assert os.path.exists(path)
 
 
-def test_float16(opt):
+def test_float16_is_checked_for_overflow(opt):
     opt["feature_cache_dtype"] = "float16"
     packed = opened(opt)
     assert packed.read("v_a").dtype == np.float32 and packed.path.endswith(".float16.safetensors")
@@ -126,7 +126,7 @@ def test_only_what_changed_is_read_again(opt, reads):
     assert reads.names == NAMES + ["v_b"] and "2 of them unchanged" in lines[0]
 
 
-def test_a_change_that_leaves_name_and_size(opt, reads):
+def test_a_change_that_keeps_name_and_size_is_noticed(opt, reads):
     opened(opt)
     status = os.stat(path(opt, "v_a", ".csv"))
     os.utime(path(opt, "v_a", ".csv"), ns=(status.st_atime_ns, status.st_mtime_ns + 1))
@@ -134,7 +134,7 @@ def test_a_change_that_leaves_name_and_size(opt, reads):
     assert reads.names == NAMES + ["v_a"]
 
 
-def test_more_videos_are_added_and_fewer_still_served(opt, reads):
+def test_more_videos_are_added_and_none_is_dropped(opt, reads):
     opened(opt)
     opened(opt, NAMES + ["v_d"])
     assert reads.names == NAMES + ["v_d"]
@@ -166,7 +166,7 @@ def test_a_reader_keeps_what_it_opened(opt, monkeypatch):
     lambda content: content.replace(b"[0, 240]", b"[0, 480]"), lambda content: content.replace(b"[240,", b"[000,"),
     lambda content: content.replace(b'"sources": "{', b'"sources": "['),
     lambda content: content.replace(b"[6, 10]", b"[6, 20]"), lambda content: content.replace(b"[6, 10]", b"[4, 10]")])
-def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_told(opt, damage):
+def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_reported(opt, damage):
     opened(opt)
     with open(packed_path(opt), "rb") as handle:
         content = handle.read()
@@ -177,17 +177,17 @@ def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_told(opt, damag
     assert packed_path(opt) in str(error.value)
     lines = []
     opened(opt, lines=lines)
-    assert "made anew" in lines[0]
+    assert "made again" in lines[0]
 
 
-def test_a_packed_file_serves_as_data_path(opt):
+def test_a_packed_file_can_be_the_data_path(opt):
     opened(opt)
     assert opened(dict(opt, data_path=packed_path(opt))).path == packed_path(opt)
     with pytest.raises(UserError, match=r"shape \[6, 10\] for video v_a, but --feat_dim is 6 and --temporal_scale 20"):
         open_features(dict(opt, data_path=packed_path(opt), temporal_scale=20), NAMES)
 
 
-def test_a_folder_of_ones_own(opt, tmp_path):
+def test_feature_cache_can_be_a_folder(opt, tmp_path):
     opt["feature_cache"] = str(tmp_path / "cache")
     assert os.path.dirname(opened(opt).path) == str(tmp_path / "cache")
     other = small_data.make(tmp_path / "other", NAMES)      # the same names, other files
@@ -202,7 +202,7 @@ def test_off_reads_the_files_and_writes_nothing(opt, tmp_path, reads):
 
 
 def refuse(monkeypatch, *folders):
-    """Nothing can be written in these folders any more."""
+    """Let writing in these folders fail from now on."""
     replacing = feature_cache.replacing
 
     def refusing(path):
@@ -212,13 +212,13 @@ def refuse(monkeypatch, *folders):
     monkeypatch.setattr(feature_cache, "replacing", refusing)
 
 
-def test_beside_the_outputs_where_the_data_folder_takes_nothing(opt, monkeypatch, reads):
+def test_the_output_folder_is_used_when_the_data_folder_is_full(opt, monkeypatch, reads):
     refuse(monkeypatch, opt["data_path"])
     output = os.path.join(os.path.dirname(opt["result_file"]), "feature_cache")
     lines = []
     assert os.path.dirname(opened(opt, lines=lines).path) == output
     assert sum("No space left on device, trying " + output in line for line in lines) == 1
-    opened(opt)                                         # and found there the next time
+    opened(opt)                                         # the next time it is found there
     assert reads.names == NAMES
     refuse(monkeypatch, opt["data_path"], output)
     change(opt, "v_a")
@@ -251,24 +251,24 @@ def test_leftovers_of_another_machine_stay(opt, monkeypatch):
     opened(opt)
     leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.safetensors.abc.tmp")
     open(leftover, "w").close()
-    for machine, there in (("two", True), ("two", False)):
+    for machine, stays in (("two", True), ("two", False)):
         monkeypatch.setattr(feature_cache.platform, "node", lambda machine=machine: machine)
-        change(opt, "v_a" if there else "v_b")
+        change(opt, "v_a" if stays else "v_b")
         opened(opt)
-        assert os.path.exists(leftover) == there
+        assert os.path.exists(leftover) == stays
 
 
-def test_without_locks_it_packs_all_the_same(opt, monkeypatch):
+def test_features_are_packed_without_locks_too(opt, monkeypatch):
     monkeypatch.setattr(feature_cache, "fcntl", None)
     opened(opt)
 
 
-def test_a_cache_that_is_no_folder(opt, tmp_path):
+def test_a_cache_that_is_no_folder_is_reported(opt, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--feature_cache"):
         open_features(dict(opt, feature_cache=str(tmp_path / "file")), NAMES)
 
 
-def test_packed_features_that_are_not_there(tmp_path):
+def test_a_missing_packed_file_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"x\.safetensors cannot be read"):
         PackedFeatures(str(tmp_path / "x.safetensors"), 10, 6)

@@ -20,7 +20,7 @@ def source_of(folder, **more):
 
 
 def says(error, *parts):
-    """One sentence with all ``parts``."""
+    """The text of the error: one sentence with all ``parts``."""
     text = str(error.value)
     assert "\n" not in text and all(part in text for part in parts), text
     return text
@@ -44,7 +44,7 @@ def test_the_published_raw_files_are_read(shared):
         (5, 400), (5, 400)]
 
 
-def test_cells_that_only_a_closer_look_understands(tmp_path):
+def test_cells_with_blanks_and_plus_signs_are_read(tmp_path):
     (tmp_path / "v.csv").write_text("f0,f1\n1, 2 \n+3e0 ,4\n")
     np.testing.assert_array_equal(read_csv(str(tmp_path / "v.csv")), [[1, 2], [3, 4]])
 
@@ -52,14 +52,14 @@ def test_cells_that_only_a_closer_look_understands(tmp_path):
 @pytest.mark.parametrize("save,table", [
     (np.save, TABLE), (np.save, TABLE.T), (np.save, TABLE.astype(np.float16)), (np.savez, TABLE),
     (np.savez_compressed, TABLE.T.astype(np.float32))])
-def test_numpy_files_of_either_orientation(tmp_path, save, table):
+def test_numpy_files_of_either_orientation_are_read(tmp_path, save, table):
     save(str(tmp_path / ("v_a.npy" if save is np.save else "v_a.npz")), table)
     got = source_of(tmp_path).read("v_a")
     assert got.dtype == np.float32 and got.flags.c_contiguous
     np.testing.assert_array_equal(got, TABLE.T.astype(table.dtype).astype(np.float32))
 
 
-def test_hdf5_of_either_orientation_and_in_groups(tmp_path):
+def test_hdf5_of_either_orientation_and_in_groups_is_read(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(str(tmp_path / "all.h5"), "w") as handle:
         handle["v_a"] = TABLE
@@ -84,15 +84,15 @@ def test_hdf5_of_either_orientation_and_in_groups(tmp_path):
     np.testing.assert_array_equal(features.read("v_c"), (TABLE.T + 2).astype(np.float32))
 
 
-def test_a_file_that_is_no_hdf5(tmp_path):
+def test_a_file_that_is_no_hdf5_is_refused(tmp_path):
     pytest.importorskip("h5py")
     (tmp_path / "all.h5").write_text("nothing")
     with pytest.raises(UserError) as error:
         source_of(tmp_path / "all.h5").names()
-    says(error, "all.h5", "no readable HDF5 file")
+    says(error, "all.h5", "not a readable HDF5 file")
 
 
-def test_as_many_positions_as_features(tmp_path):
+def test_a_square_table_is_read_from_csv_only(tmp_path):
     square = TABLE[:6]
     np.save(str(tmp_path / "v_a.npy"), square)
     small_data.write_csv(str(tmp_path / "v_b.csv"), square)     # in a CSV file rows are time
@@ -100,7 +100,7 @@ def test_as_many_positions_as_features(tmp_path):
     np.testing.assert_array_equal(source.read("v_b"), square.T.astype(np.float32))
     with pytest.raises(UserError) as error:
         source.read("v_a")
-    says(error, "v_a.npy", "which of them is time cannot be told", "CSV")
+    says(error, "v_a.npy", "it is unknown which axis is time", "CSV")
 
 
 def test_a_csv_file_of_the_other_orientation_is_refused(tmp_path):
@@ -125,7 +125,7 @@ CSV = "f0,f1,f2,f3,f4,f5\n" + "1,2,3,4,5,6\n" * 10
     ("", ["no rows"]),
     ("f0,f1\n", ["no rows"]),
 ])
-def test_what_is_wrong_with_a_csv_file(tmp_path, text, parts):
+def test_what_is_wrong_with_a_csv_file_is_reported(tmp_path, text, parts):
     (tmp_path / "v_a.csv").write_text(text)
     with pytest.raises(UserError) as error:
         source_of(tmp_path).read("v_a")
@@ -136,11 +136,11 @@ def test_what_is_wrong_with_a_csv_file(tmp_path, text, parts):
     (lambda path: np.savez(path, one=TABLE, two=TABLE), ["holds 2 arrays (one, two)"]),
     (lambda path: np.savez(path, TABLE[None]), ["shape (1, 10, 6)"]),
     (lambda path: np.savez(path, TABLE.astype(complex)), ["complex"]),
-    (lambda path: np.savez(path, np.array([[object()]])), ["no readable NumPy file"]),
-    (lambda path: pathlib.Path(path).write_bytes(b""), ["no readable NumPy file"]),
-    (lambda path: pathlib.Path(path).write_bytes(b"PK\3\4 and no more"), ["no readable NumPy file"]),
+    (lambda path: np.savez(path, np.array([[object()]])), ["not a readable NumPy file"]),
+    (lambda path: pathlib.Path(path).write_bytes(b""), ["not a readable NumPy file"]),
+    (lambda path: pathlib.Path(path).write_bytes(b"PK\3\4 and no more"), ["not a readable NumPy file"]),
 ])
-def test_what_is_wrong_with_a_numpy_file(tmp_path, write, parts):
+def test_what_is_wrong_with_a_numpy_file_is_reported(tmp_path, write, parts):
     write(str(tmp_path / "v_a.npz"))
     with pytest.raises(UserError) as error:
         source_of(tmp_path).read("v_a")
@@ -159,21 +159,21 @@ def test_missing_features_are_counted_and_named_before_anything_starts(tmp_path)
     assert "20 of 20" in str(error.value) and "--skip_missing" not in str(error.value)
 
 
-def test_features_of_another_temporal_scale_are_pointed_at(tmp_path):
+def test_features_of_another_temporal_scale_are_mentioned(tmp_path):
     opt = small_data.make(tmp_path)
     with pytest.raises(UserError) as error:
         open_features(dict(opt, temporal_scale=100), ["v_a"])
     says(error, "there is csv_mean_10, but --temporal_scale 100 looks for csv_mean_100")
 
 
-def test_a_data_path_that_is_not_there(tmp_path):
+def test_a_missing_data_path_is_reported(tmp_path):
     with pytest.raises(UserError) as error:
         open_features(with_defaults({"data_path": str(tmp_path / "nowhere")}), ["v_a"])
     says(error, "--data_path", "nowhere does not exist", "csv_mean_100")
 
 
 class Rank:
-    """A rank of two; ``other`` is what the other one says when they exchange."""
+    """One of two ranks; ``other`` is what the other one passes to gather()."""
 
     def __init__(self, local_rank, other):
         self.local_rank, self.world_size, self.other = local_rank, 2, other
@@ -188,7 +188,7 @@ def test_a_problem_on_one_rank_stops_all(tmp_path):
         open_features(opt, ["v_a"], Rank(0, ("a broken file", ())), lambda line: None)
 
 
-def test_other_ranks_take_what_rank_0_packed(tmp_path):
+def test_other_ranks_use_what_rank_0_packed(tmp_path):
     opt = small_data.make(tmp_path)
     packed = open_features(opt, ["v_a"], Rank(0, (None, ())), lambda line: None)
     lines = []
@@ -196,8 +196,8 @@ def test_other_ranks_take_what_rank_0_packed(tmp_path):
     assert not lines
 
 
-def test_other_ranks_do_not_pack(tmp_path):
-    """When they meet, nothing is packed yet but by rank 0."""
+def test_other_ranks_do_not_pack_before_rank_0(tmp_path):
+    """When rank 1 meets rank 0, it has packed nothing."""
     seen = []
 
     class Waiting(Rank):
@@ -208,13 +208,13 @@ def test_other_ranks_do_not_pack(tmp_path):
     assert not seen
 
 
-def test_machines_that_miss_different_files(tmp_path):
+def test_machines_that_miss_different_files_are_reported(tmp_path):
     opt = dict(small_data.make(tmp_path), skip_missing=1)
     with pytest.raises(UserError) as error:
         open_features(opt, ["v_a", "v_z"], Rank(0, (None, ())), lambda line: None)
     says(error, "different feature files", "0 and 1")
 
 
-def test_a_single_process_with_a_runtime(tmp_path):
+def test_a_single_process_with_a_runtime_opens_features(tmp_path):
     runtime = SimpleNamespace(local_rank=0, world_size=1)
     assert "v_a" in open_features(small_data.make(tmp_path), ["v_a"], runtime, lambda line: None)

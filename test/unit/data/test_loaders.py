@@ -1,4 +1,4 @@
-"""Batches over ranks: every number of ranks sees the same global batches, and every video once in validation."""
+"""Batches over ranks: any number of ranks sees the same global batches, and validation sees every video once."""
 import pytest
 
 from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks

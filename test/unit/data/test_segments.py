@@ -5,15 +5,15 @@ import pytest
 from bmn.data import segments
 
 
-def test_by_hand():
+def test_known_segments():
     assert segments.intersection(0.0, 2.0, 1.0, 5.0) == 1
     assert segments.intersection(0.0, 1.0, 2.0, 3.0) == 0
     assert segments.iou(0.0, 2.0, 1.0, 5.0) == pytest.approx(0.2)
-    assert segments.iou(1.0, 1.0, 0.0, 2.0) == 0            # a segment of length 0, of which the data has some
+    assert segments.iou(1.0, 1.0, 0.0, 2.0) == 0            # the data has segments of length 0
     assert segments.iou(0.0, 2.0, 1.0, 1.0) == 0
 
 
-def test_symmetric_and_bounded(rng):
+def test_iou_is_symmetric_and_bounded(rng):
     start, other_start = rng.rand(2, 50, 1), rng.rand(2, 1, 50)
     end, other_end = start + 0.01 + rng.rand(2, 50, 1), other_start + 0.01 + rng.rand(2, 1, 50)
     iou = segments.iou(start, end, other_start, other_end)

@@ -1,4 +1,4 @@
-"""Mixed precision: what is chosen where, that steps are right, that overflows are skipped and counted."""
+"""Mixed precision: what each device gets, that steps are right, and that overflows are skipped and counted."""
 import functools
 import os
 import sys
@@ -19,7 +19,7 @@ def network():
 
 
 def train(precision, factors=(1.0, 2.0)):
-    """A step for each factor on the loss. Returns the weights."""
+    """Make a step for each factor on the loss. Returns the weights."""
     model, optimizer = precision.prepare(*network())
     for factor in factors:
         with precision.autocast():
@@ -48,13 +48,13 @@ def test_o1_on_a_cpu_with_bfloat16(monkeypatch):
     precision = amp.choose("cpu", "O1", 128)
     assert precision.description == "bfloat16 autocast"
     if TORCH < (2, 1):
-        return          # it was chosen all the same; there is no such autocast to run
+        return          # this PyTorch cannot run the autocast that was chosen
     with precision.autocast():
         assert network()[0](torch.ones(4, 3)).dtype == torch.bfloat16
     assert torch.allclose(train(precision), plain(), atol=0.02)
 
 
-def test_o1_on_a_cpu_without(monkeypatch):
+def test_o1_on_a_cpu_without_bfloat16(monkeypatch):
     monkeypatch.setattr(amp, "bfloat16_problem", lambda: "this processor has no such instructions")
     precision = amp.choose("cpu", "O1", 128)
     assert precision.description == ("float32, because O1 needs bfloat16 on a CPU and this processor has no such "
@@ -65,7 +65,7 @@ def test_o1_on_a_cpu_without(monkeypatch):
 @pytest.mark.skipif(TORCH < (2, 1), reason="PyTorch before 2.1 has no full autocast for CPUs")
 @pytest.mark.parametrize("flags, has", [("fpu sse avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True),
                                         ("fp asimd bf16 i8mm", True), ("fpu sse avx2 avx512f", False)])
-def test_bfloat16_is_looked_up(tmp_path, flags, has):
+def test_bfloat16_is_looked_up_in_cpuinfo(tmp_path, flags, has):
     path = tmp_path / "cpuinfo"
     path.write_text("processor\t: 0\nflags\t\t: %s\n" % flags)
     assert (amp.bfloat16_problem(str(path)) is None) is has
@@ -86,7 +86,7 @@ def test_o2_is_not_for_cpus():
 
 @pytest.fixture
 def apex(monkeypatch):
-    """The stand-in, on a PyTorch as old as the ones that it belongs to; no other mixed precision there."""
+    """The stand-in for apex, on a PyTorch that passes for 1.5 and has no other mixed precision."""
     forget(monkeypatch, "apex", "apex.amp")
     monkeypatch.syspath_prepend(os.path.join(os.path.dirname(__file__), "..", "..", "apex_stand_in"))
     monkeypatch.setattr(amp, "TORCH", (1, 5))
@@ -97,7 +97,7 @@ def apex(monkeypatch):
 
 def forget(monkeypatch, *names):
     for name in names:
-        monkeypatch.setitem(sys.modules, name, None)        # so that what a test imports is forgotten afterwards
+        monkeypatch.setitem(sys.modules, name, None)        # so that monkeypatch forgets what the test imports
         monkeypatch.delitem(sys.modules, name)
 
 
@@ -109,7 +109,7 @@ def test_apex_is_called_as_designed(apex):
     assert precision.skipped == 0
 
 
-def test_apex_leaves_a_step_out(apex):
+def test_apex_leaves_out_a_step_that_overflows(apex):
     precision = amp.choose("npu", "O1", -1)
     weights = train(precision, factors=(1.0, float("inf"), float("inf"), 2.0))
     assert torch.allclose(weights, plain(), rtol=1e-6) and precision.skipped == 2
@@ -149,7 +149,7 @@ def test_apex_of_pypi_is_another_program(monkeypatch, tmp_path):
     assert amp.find_apex() == (None, "apex cannot be imported (built for another torch)")
 
 
-def test_no_apex(monkeypatch):
+def test_a_missing_apex_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
     monkeypatch.setattr(amp, "TORCH", (1, 5))
     with pytest.raises(UserError, match="--opt_level O1 needs NVIDIA's apex here, but apex is not installed"):
@@ -159,7 +159,7 @@ def test_no_apex(monkeypatch):
         amp.choose("cuda", "O2", 128)
 
 
-def test_the_cards_own_autocast_where_old_pytorch_lacks_apex(monkeypatch):
+def test_an_npu_without_apex_uses_the_autocast_of_torch_npu(monkeypatch):
     """PyTorch 1.8 with torch_npu: its autocast takes no dtype."""
     made = []
     scaler = types.SimpleNamespace
@@ -191,7 +191,7 @@ def test_a_static_scale_stays(scaler_on_cpu):
     assert precision.skipped == 1 and precision.scaler.get_scale() == 128
 
 
-def test_a_dynamic_scale_gives_way(scaler_on_cpu):
+def test_a_dynamic_scale_falls_when_a_gradient_overflows(scaler_on_cpu):
     precision = amp.choose("cuda", "O1", -1)
     assert "dynamic loss scale" in precision.description
     train(precision, factors=(1.0, float("nan"), 2.0))

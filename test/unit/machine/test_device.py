@@ -1,4 +1,4 @@
-"""Choosing a device: every way in which one can be absent, which card, and what a Runtime promises."""
+"""Choosing a device: every way in which one can be absent, which card a rank gets, and what a Runtime does."""
 import os
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def has_npus(monkeypatch, count, available=True):
 
 
 @pytest.mark.parametrize("text", list(BROKEN))
-def test_a_broken_torch_npu_is_one_sentence(install, text):
+def test_a_broken_torch_npu_is_reported_in_one_sentence(install, text):
     install(text)
     problem = npu_problem()
     assert "\n" not in problem and all(word in problem for word in BROKEN[text])
@@ -51,7 +51,7 @@ def test_a_broken_torch_npu_is_one_sentence(install, text):
     assert kind in ("cuda", "cpu") and "no npu: " + problem in why
 
 
-def test_no_torch_npu_at_all(monkeypatch):
+def test_a_missing_torch_npu_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_npu", None)         # as if it were not installed
     monkeypatch.delitem(sys.modules, "torch_npu")
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "simulated_npu" not in path])
@@ -59,12 +59,12 @@ def test_no_torch_npu_at_all(monkeypatch):
     assert npu_problem() == "torch_npu is not installed"
 
 
-def test_ascends_pytorch_1_5_has_it_built_in(monkeypatch):
+def test_ascends_pytorch_1_5_needs_no_torch_npu(monkeypatch):
     has_npus(monkeypatch, 8)
     assert npu_problem() is None and choose("auto") == ("npu", "")
 
 
-def test_no_device_is_seen(install, monkeypatch):
+def test_a_missing_npu_is_reported(install, monkeypatch):
     install("")
     has_npus(monkeypatch, 0)
     assert npu_problem() == "torch_npu sees no device"
@@ -89,12 +89,12 @@ def test_a_broken_torch_npu_does_not_kill_import_torch(tmp_path, root):
     def python(text):
         return subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True,
                               check=False)
-    assert "Failed to load the backend extension" in python("import torch").stderr        # so it would be
+    assert "Failed to load the backend extension" in python("import torch").stderr        # what bmn prevents
     kind = python("from bmn.machine import device; print(device.choose('auto'))")
     assert kind.returncode == 0 and "libhccl.so" in kind.stdout, kind.stderr
 
 
-def test_cuda_says_why_not(monkeypatch):
+def test_a_missing_cuda_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(UserError, match="--device cuda: this PyTorch is built without CUDA; give --device auto or cpu"):
@@ -104,7 +104,7 @@ def test_cuda_says_why_not(monkeypatch):
     assert device.cuda_problem() == "PyTorch sees no CUDA device (CUDA_VISIBLE_DEVICES=)"
 
 
-def test_auto_takes_the_first_that_is_there(monkeypatch, install):
+def test_auto_takes_the_first_device_that_is_there(monkeypatch, install):
     install(next(iter(BROKEN)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     kind, why = choose("auto")
@@ -116,7 +116,7 @@ def member(local_rank=0, world_size=1):
     return types.SimpleNamespace(rank=local_rank, local_rank=local_rank, world_size=world_size)
 
 
-def test_which_card(monkeypatch):
+def test_each_rank_gets_its_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert card("cuda", "0", member()) == torch.device("cuda", 0)
     assert card("cuda", "3", member()).index == 3
@@ -126,7 +126,7 @@ def test_which_card(monkeypatch):
     assert card("cpu", "whatever", member(5, 8)) == torch.device("cpu")
 
 
-def test_which_card_is_not_there(monkeypatch):
+def test_a_card_that_is_not_there_is_named(monkeypatch):
     has_npus(monkeypatch, 2)
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,5")
     with pytest.raises(UserError, match=r"card 2 \(--DeviceID 0, local rank 2\) is not there: 2 npu are visible "
@@ -144,7 +144,7 @@ def runtime():
         yield one
 
 
-def test_one_process_is_its_own_company(runtime, capsys):
+def test_a_single_process_exchanges_with_itself(runtime, capsys):
     assert (runtime.kind, runtime.rank, runtime.world_size, runtime.is_main) == ("cpu", 0, 1, True)
     value = {"a": [1, 2]}
     assert runtime.gather(value) == [value] and runtime.broadcast(value) is value
@@ -165,19 +165,19 @@ def test_peak_memory_is_in_mebibytes(runtime):
     assert before > 20 and runtime.peak_memory_mb() < 100000
 
 
-def test_random_state_comes_back(runtime, tmp_path):
+def test_random_state_is_restored(runtime, tmp_path):
     device.seed_everything(3)
     state = runtime.random_state()
     drawn = torch.rand(3)
     torch.save(state, str(tmp_path / "state"))
     state = torch.load(str(tmp_path / "state"), **({"weights_only": True} if TORCH >= (1, 13) else {}))
-    runtime.set_random_state(dict(state, npu=torch.zeros(1)))       # of a run on another device
+    runtime.set_random_state(dict(state, npu=torch.zeros(1)))       # from a run on another device
     assert torch.equal(torch.rand(3), drawn)
     device.seed_everything(3)
     assert torch.equal(torch.rand(3), drawn)
 
 
-def test_a_batch_that_cannot_be_divided():
+def test_a_batch_that_cannot_be_divided_is_refused():
     three = device.Runtime("cpu", torch.device("cpu"), Member({"is_distributed": 1, "world_size": 3, "local_rank": 1}))
     assert three.local_batch_size(12) == 4
     with pytest.raises(UserError, match=r"--batch_size 16 cannot be divided evenly among 3 .* a multiple of 3"):

@@ -1,4 +1,4 @@
-"""Finding the other processes, and ending together: with real processes, forked from the test."""
+"""How processes find each other and end together: real processes, forked from the test."""
 import multiprocessing
 import os
 import signal
@@ -25,17 +25,17 @@ def no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_alone():
+def test_a_process_without_a_launcher_is_alone():
     member = Member(OPTIONS)
     assert (member.rank, member.local_rank, member.world_size) == (0, 0, 1)
 
 
-def test_torchrun(monkeypatch):
+def test_the_environment_of_torchrun_is_read(monkeypatch):
     for name, value in (("RANK", "11"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "16")):
         monkeypatch.setenv(name, value)
     member = Member(OPTIONS)
     assert (member.rank, member.local_rank, member.world_size) == (11, 3, 16)
-    assert Member(dict(OPTIONS, is_distributed=1, world_size=16, local_rank=3)).rank == 11      # as the old launcher
+    assert Member(dict(OPTIONS, is_distributed=1, world_size=16, local_rank=3)).rank == 11      # under the old launcher
     with pytest.raises(UserError, match=r"--world_size 8, but the launcher started 16 processes \(WORLD_SIZE\)"):
         Member(dict(OPTIONS, world_size=8))
     monkeypatch.setenv("RANK", "16")
@@ -46,7 +46,7 @@ def test_torchrun(monkeypatch):
         Member(OPTIONS)
 
 
-def test_the_old_options():
+def test_the_old_options_are_read():
     member = Member({"is_distributed": 1, "world_size": 8, "local_rank": 3})
     assert (member.rank, member.local_rank, member.world_size) == (3, 3, 8)
     with pytest.raises(UserError, match="this is rank 8 of 8 processes"):
@@ -55,7 +55,7 @@ def test_the_old_options():
         Member({"is_distributed": 0, "world_size": 8, "local_rank": 0})
 
 
-def test_the_others_never_come(monkeypatch):
+def test_waiting_for_the_others_ends_with_an_error(monkeypatch):
     monkeypatch.setattr(processes, "JOIN_WITHIN", processes.datetime.timedelta(seconds=1))
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("RANK", "1")
@@ -64,7 +64,7 @@ def test_the_others_never_come(monkeypatch):
         device.setup(with_defaults({"device": "cpu"}))
 
 
-# ---- several ------------------------------------------------------------------------------------------------------
+# ---- several processes --------------------------------------------------------------------------------------------
 
 def free_port():
     with socket.socket() as server:
@@ -73,7 +73,7 @@ def free_port():
 
 
 class Rank:
-    """One of several processes that run ``task(runtime)``; what it printed as error is in ``text``."""
+    """One of several processes that run ``task(runtime)``; ``text`` is what it printed on stderr."""
 
     def __init__(self, task, rank, world_size, port, path, opt):
         self.path = path
@@ -184,7 +184,7 @@ def wait_with_worker(runtime):
 
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("task", [wait_in_collective, wait_in_barrier, wait_with_worker])
-def test_a_killed_process_takes_the_others_along(launch, task, lost, monkeypatch, tmp_path):
+def test_a_killed_process_ends_the_others(launch, task, lost, monkeypatch, tmp_path):
     monkeypatch.setenv("NOTES", str(tmp_path / "child"))
     ranks = launch(task, 3)
     while not all(os.path.exists(rank.path + ".ready") for rank in ranks):
@@ -215,7 +215,7 @@ def is_gone(process):
 
 
 class Store(dict):
-    """As much of torch.distributed's key-value store as the watch needs."""
+    """The part of torch.distributed's key-value store that the watch needs."""
 
     def set(self, name, value):
         self[name] = value.encode()
@@ -226,7 +226,7 @@ class Store(dict):
         return self[name]
 
 
-def test_strangers_are_not_taken_in():
+def test_connections_without_the_token_are_refused():
     store, connections = Store(), {}
     welcome = threading.Thread(target=lambda: connections.update(processes._welcome(store, 2, 10)))
     welcome.start()
@@ -250,7 +250,7 @@ def fail_on_2(runtime):
     runtime.gather(1)
 
 
-def test_a_failed_process_has_the_word(launch):
+def test_only_the_failed_process_reports_the_error(launch):
     ranks = launch(fail_on_2, 3)
     assert [rank.ended() for rank in ranks] == [1, 1, 1]
     assert ranks[2].text == "error: this alone is wrong\n"

@@ -1,4 +1,4 @@
-"""--profile: a trace of a few iterations, or a sentence where there is no profiler for it."""
+"""--profile writes a trace of a few iterations, or says in one sentence why it cannot."""
 import os
 import types
 
@@ -31,12 +31,12 @@ def test_a_trace_of_a_few_iterations(tmp_path):
     assert profiling.ACTIVE <= text.count("sum") < 9 * 2, "of these iterations only"
 
 
-def test_nothing_without_a_folder(tmp_path):
+def test_no_folder_means_no_trace(tmp_path):
     assert iterate(9, "cpu", "") == []
 
 
 @needs_profiler
-def test_too_few_iterations(tmp_path):
+def test_too_few_iterations_are_reported(tmp_path):
     assert iterate(1, "cpu", tmp_path) == ["profile: too few iterations for a trace"]
 
 
@@ -46,7 +46,7 @@ def test_a_short_epoch_is_traced_to_its_end(tmp_path):
 
 
 @needs_profiler
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_trace_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--profile .*file.trace cannot be made"):
         iterate(1, "cpu", tmp_path / "file" / "trace")
@@ -54,7 +54,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 @pytest.mark.parametrize("kind", ["cpu", "npu"])
 def test_old_pytorch_has_no_profiler_of_steps(monkeypatch, tmp_path, kind):
-    """PyTorch 1.5, and on an NPU also 1.8 and 1.11, whose torch_npu brings none."""
+    """PyTorch 1.5 has none. On an NPU 1.8 and 1.11 have none either, because their torch_npu has none."""
     monkeypatch.setattr(torch, "profiler", None, raising=False)
     monkeypatch.setitem(profiling.sys.modules, "torch_npu", types.SimpleNamespace())
     with pytest.raises(UserError, match=r"--profile needs PyTorch 1\.8\.1 or later, on an NPU torch_npu 2\.1"):

@@ -8,7 +8,7 @@ import torch
 
 
 @pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="the simulation needs private parts of a recent PyTorch")
-def test_on_the_simulated_npu(root):
+def test_checks_pass_on_the_simulated_npu(root):
     folder = os.path.join(root, "test", "simulated_npu")
     run = subprocess.run([sys.executable, "-m", "pytest", "-q", os.path.join(folder, "checks.py")], cwd=root,
                          env=dict(os.environ, PYTHONPATH=folder), capture_output=True, text=True, check=False)

@@ -2,13 +2,13 @@
 import copy
 import hashlib
 import json
-import math
 import pickle
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from oracles import sampling_weights_by_definition
 
 from bmn.errors import UserError
 from bmn.network import boundary_matching
@@ -28,26 +28,8 @@ def whole(tscale, num_sample, num_sample_perbin, ratio):
     return weights
 
 
-def plain(tscale, num_sample, num_sample_perbin, ratio):
-    """The same, number by number, from the definition."""
-    weights = np.zeros((tscale, num_sample, tscale, tscale))
-    count = num_sample * num_sample_perbin
-    for start in range(tscale):
-        for end in range(start, tscale):
-            length = float(end + 1 - start) + 1
-            low, high = start - length * ratio, end + 1 + length * ratio
-            step = (high - low) / (count - 1.0)
-            for i in range(count):
-                point = low + step * i
-                fraction, below = math.modf(point)
-                for position, weight in ((int(below), 1 - fraction), (math.ceil(point), fraction)):
-                    if 0 <= position < tscale:
-                        weights[position, i // num_sample_perbin, start, end] += weight
-    return (1.0 / num_sample_perbin * weights).astype(np.float32)
-
-
 @pytest.mark.parametrize("name", ["model_t20_mask", "model_t24_mask", "model_t100_mask"])
-def test_weights_are_the_reference_bit_for_bit(golden, name):
+def test_weights_equal_the_reference_bit_for_bit(golden, name):
     figures = golden(name + ".npz")
     opt = json.loads(str(figures["options"]))
     weights = whole(opt["temporal_scale"], opt["num_sample"], opt["num_sample_perbin"], opt["prop_boundary_ratio"])
@@ -57,13 +39,13 @@ def test_weights_are_the_reference_bit_for_bit(golden, name):
 
 @pytest.mark.parametrize("options", RANDOM_OPTIONS)
 def test_weights_follow_the_definition_bit_for_bit(options):
-    np.testing.assert_array_equal(whole(*options), plain(*options))
+    np.testing.assert_array_equal(whole(*options), sampling_weights_by_definition(*options))
     proposal, n, t, weight = sampling_weights(*options)
     tscale, num_sample = options[:2]
     assert (np.diff((proposal * num_sample + n) * tscale + t) > 0).all() and (weight != 0).all()
 
 
-def test_proposals_are_taken_in_pieces(monkeypatch):
+def test_chunks_of_proposals_give_the_same_weights(monkeypatch):
     whole_at_once = sampling_weights(9, 3, 2, 0.5)
     monkeypatch.setattr(boundary_matching, "CHUNK", 7)
     for one, other in zip(sampling_weights(9, 3, 2, 0.5), whole_at_once):
@@ -84,7 +66,7 @@ def table_and_bias(options, dtype, batch=(2,), channels=6):
 def oracle(options, table, bias):
     """[B, P + 1, O] in float64, from the weights of the definition."""
     start, end = np.triu_indices(options[0])
-    weights = plain(*options)[:, :, start, end].astype(np.float64)                      # [T, N, P]
+    weights = sampling_weights_by_definition(*options)[:, :, start, end].astype(np.float64)     # [T, N, P]
     rows = np.einsum("tnp,btno->bpo", weights,
                      table.double().numpy().reshape((len(table), options[0], options[1], -1)))
     rows = np.concatenate([rows, np.zeros_like(rows[:, :1])], 1)
@@ -93,7 +75,7 @@ def oracle(options, table, bias):
 
 @pytest.mark.parametrize("contraction", CONTRACTIONS)
 @pytest.mark.parametrize("options", RANDOM_OPTIONS)
-def test_contraction_is_the_definition(options, contraction):
+def test_contraction_equals_the_definition(options, contraction):
     matching = BoundaryMatching(*options, contraction=contraction)
     table, bias = table_and_bias(options, torch.float64)
     found = matching(table, bias)
@@ -104,7 +86,7 @@ def test_contraction_is_the_definition(options, contraction):
 
 @pytest.mark.parametrize("contraction", CONTRACTIONS)
 @pytest.mark.parametrize("dtype,bound", [(torch.float32, 2e-6), (torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
-def test_rounding_of_shorter_types(dtype, bound, contraction):
+def test_shorter_types_round_within_bounds(dtype, bound, contraction):
     options = (12, 4, 3, 0.5)
     table, bias = table_and_bias(options, dtype)
     matching = BoundaryMatching(*options, contraction=contraction)
@@ -113,7 +95,7 @@ def test_rounding_of_shorter_types(dtype, bound, contraction):
         return
     try:
         found = matching(table, bias)
-    except RuntimeError:                    # the CPU of an old PyTorch multiplies no such matrices either
+    except RuntimeError:                    # an old PyTorch cannot multiply such matrices on a CPU
         pytest.skip("no products of %s here" % dtype)
     assert found.dtype == dtype
     wanted = oracle(options, table, bias)
@@ -128,8 +110,8 @@ def test_gradients_are_the_derivatives(options, contraction):
     assert torch.autograd.gradcheck(matching, (table, bias))
 
 
-def test_gradient_of_a_strided_gradient():
-    # what comes back through a transposition is not contiguous
+def test_a_strided_gradient_is_accepted():
+    # a gradient that comes back through a transposition is not contiguous
     options = (5, 2, 3, 0.5)
     table, bias = table_and_bias(options, torch.float64, batch=())
     gradients = []
@@ -141,14 +123,14 @@ def test_gradient_of_a_strided_gradient():
     np.testing.assert_allclose(*[gradient.numpy() for gradient in gradients], rtol=0, atol=1e-10)
 
 
-def test_the_choice_by_device_and_type(monkeypatch):
+def test_device_and_type_choose_the_contraction(monkeypatch):
     def chosen(kind, dtype, contraction="auto"):
         return BoundaryMatching(3, 2, 2, 0.5, contraction).uses_bags(
             SimpleNamespace(device=SimpleNamespace(type=kind), dtype=dtype))
     monkeypatch.setattr(boundary_matching, "_has_bags", lambda kind, dtype: True)
     assert chosen("cpu", torch.float32) and chosen("cpu", torch.bfloat16) and chosen("cuda", torch.float32)
     assert not chosen("cuda", torch.float16) and not chosen("cuda", torch.bfloat16)
-    monkeypatch.setattr(boundary_matching, "DENSE_AT_MOST", 35)        # of 6 * 6 weights
+    monkeypatch.setattr(boundary_matching, "DENSE_AT_MOST", 35)        # the weights are 6 * 6
     assert chosen("cuda", torch.float16)
     assert not chosen("npu", torch.float32) and not chosen("meta", torch.float32)
     assert chosen("npu", torch.float32, "bags") and not chosen("cpu", torch.float32, "dense")
@@ -169,7 +151,7 @@ def test_a_trace_takes_the_dense_product():
     np.testing.assert_allclose(traced(table + 1).numpy(), matching(table + 1, bias).numpy(), rtol=0, atol=1e-5)
 
 
-def test_copies_are_made_anew_and_carry_no_constants():
+def test_copies_carry_no_constants_and_compute_the_same():
     options = (6, 2, 2, 0.5)
     matching, (table, bias) = BoundaryMatching(*options, contraction="dense"), table_and_bias(options, torch.float64)
     wanted = matching(table, bias)

@@ -1,4 +1,4 @@
-"""The 3x3 convolutions on the cells that are not constant, against the same on the whole map."""
+"""The 3x3 convolutions on the cells that are not constant, compared with those on the whole map."""
 import numpy as np
 import pytest
 import torch
@@ -35,7 +35,7 @@ def by_map(tscale, rows, *layers):
 
 @pytest.mark.parametrize("valid_only", [False, True])
 @pytest.mark.parametrize("tscale", SCALES)
-def test_cells_and_gradients_are_those_of_the_map(tscale, valid_only):
+def test_cells_and_gradients_equal_those_of_the_map(tscale, valid_only):
     inputs = make(tscale)
     found, wanted = by_cell(tscale, valid_only, *inputs), by_map(tscale, *inputs)
     looked_at = torch.ones_like(wanted)
@@ -62,7 +62,7 @@ def test_little_more_than_half_of_the_map_is_computed(valid_only, most):
         assert cells.second.rows == 5050 + 2 * 100
 
 
-def test_types_may_differ_where_autocast_casts():
+def test_gradients_stay_float32_under_autocast():
     if not hasattr(torch, "autocast"):
         pytest.skip("no autocast here")
     cells = CellConvolutions(6, False)

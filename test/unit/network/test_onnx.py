@@ -1,4 +1,4 @@
-"""ONNX: what is exported says what PyTorch says, holds no large weights, and stands in for the network."""
+"""ONNX: an exported file computes what PyTorch computes, is small, and can be used instead of the network."""
 import os
 import re
 import sys
@@ -24,7 +24,7 @@ SMALL = {"temporal_scale": 12, "num_sample": 4, "num_sample_perbin": 3, "prop_bo
 
 
 def make_network(**options):
-    """A network whose outputs are far from 0.5 and far apart: its last layers are made steep."""
+    """A network whose outputs are far from 0.5 and far apart, because its last layers are steep."""
     torch.manual_seed(4)
     network = BMN(dict(SMALL, **options)).eval()
     with torch.no_grad():
@@ -42,13 +42,13 @@ def difference(network, path, batch):
     x = torch.rand(batch, network.feat_dim, network.temporal_scale)
     with torch.no_grad():
         expected = network(x)
-    assert float(expected[0].std()) > 0.02       # a constant would agree with anything
+    assert float(expected[0].std()) > 0.02       # equal outputs would prove nothing
     return max(float((one - other).abs().max()) for one, other in zip(onnx_network.OnnxNetwork(path)(x), expected))
 
 
 @pytest.mark.parametrize(("exporter", "opset"), [("old", 11), ("old", 13), NEW])
 @pytest.mark.parametrize("batch", [0, 1, 8])
-def test_says_what_pytorch_says(tmp_path, network, exporter, opset, batch):
+def test_an_exported_file_computes_what_pytorch_computes(tmp_path, network, exporter, opset, batch):
     path = str(tmp_path / "bmn.onnx")
     export_onnx.export(network, path, batch, opset, exporter)
     for size in ([batch] if batch else [1, 8, 3]):
@@ -61,7 +61,7 @@ def test_says_what_pytorch_says(tmp_path, network, exporter, opset, batch):
     shape = [axis.dim_value or axis.dim_param for axis in image.type.tensor_type.shape.dim]
     assert (image.name, shape) == ("image", [batch or "batch", 8, 12])
     assert [output.name for output in model.graph.output] == ["confidence_map", "start", "end"]
-    assert network.boundary_matching(torch.zeros(12 * 4, 512), torch.zeros(512)).shape == (79, 512)      # as before
+    assert network.boundary_matching(torch.zeros(12 * 4, 512), torch.zeros(512)).shape == (79, 512)    # unchanged
 
 
 @pytest.mark.parametrize("options", [
@@ -69,7 +69,7 @@ def test_says_what_pytorch_says(tmp_path, network, exporter, opset, batch):
     {"prop_boundary_ratio": 0.0}, {"prop_boundary_ratio": 0.3, "temporal_scale": 9}, {"prop_boundary_ratio": 2.0},
     {"temporal_scale": 2}])
 def test_sampling_weights_are_rebuilt_in_the_graph(options):
-    """Only the nodes that make the weights, run on their own."""
+    """Runs only the nodes that make the weights."""
     import onnxruntime
     network = make_network(**options)
     weights = export_onnx.sampling_matrix(network)
@@ -113,7 +113,7 @@ def command(tmp_path, network, monkeypatch):
     return run
 
 
-def test_from_the_command_line(tmp_path, network, command, capsys):
+def test_the_command_line_exports_and_checks_a_file(tmp_path, network, command, capsys):
     command("--batch", "0")
     printed = capsys.readouterr().out
     assert "valid ONNX, opset 11, batch open" in printed and "at batch 8: " in printed
@@ -127,13 +127,13 @@ def refusal(action, *arguments):
     return str(caught.value)
 
 
-def test_another_shape(tmp_path, network):
+def test_an_onnx_file_refuses_features_of_another_shape(tmp_path, network):
     export_onnx.export(network, str(tmp_path / "bmn.onnx"), 0, 11, "old")
     served = onnx_network.OnnxNetwork(str(tmp_path / "bmn.onnx"))
-    assert "takes features [videos, 8, 12], found [2, 8, 13]" in refusal(served, torch.rand(2, 8, 13))
+    assert "needs features [videos, 8, 12], but these are [2, 8, 13]" in refusal(served, torch.rand(2, 8, 13))
 
 
-def test_not_onnx_or_another_network(tmp_path):
+def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "x.onnx").write_text("no network")
     assert "cannot be loaded" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
@@ -141,10 +141,10 @@ def test_not_onnx_or_another_network(tmp_path):
         onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=7),
               str(tmp_path / "x.onnx"))
-    assert "outputs {'y': 1}, needed are" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
+    assert "outputs {'y': 1}, but it must have" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
 
 
-def test_outputs_of_other_dimensions(tmp_path, network):
+def test_outputs_of_other_dimensions_are_refused(tmp_path, network):
     path = str(tmp_path / "bmn.onnx")
     export_onnx.export(network, path, 1, 11, "old")
     model = onnx.load(path)
@@ -155,10 +155,10 @@ def test_outputs_of_other_dimensions(tmp_path, network):
         else:
             one.name = names.get(one.name, one.name)
     onnx.save(model, path)
-    assert "of these dimensions" in refusal(onnx_network.OnnxNetwork, path)
+    assert "with these numbers of dimensions" in refusal(onnx_network.OnnxNetwork, path)
 
 
-def test_only_the_operators_of_the_documentation(tmp_path):
+def test_the_documentation_lists_the_operators(tmp_path):
     """A converter must know each of them."""
     with open(os.path.join(ROOT, "docs", "npu.md"), encoding="utf-8") as handle:
         text = " ".join(handle.read().split())
@@ -169,7 +169,7 @@ def test_only_the_operators_of_the_documentation(tmp_path):
         assert {node.op_type for node in onnx.load(path).graph.node} == set(wanted.split(", "))
 
 
-def test_a_file_that_computes_something_else_gets_no_name(tmp_path, command, monkeypatch):
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path, command, monkeypatch):
     run = onnx_network.OnnxNetwork._run
     for wrong in (1e-3, float("nan")):
         monkeypatch.setattr(onnx_network.OnnxNetwork, "_run",
@@ -186,6 +186,6 @@ def test_a_missing_package_is_named(tmp_path, network, monkeypatch):
 
 
 @pytest.mark.parametrize(("opset", "exporter"), [("3", "old"), ("11", "new"), ("60", "auto")])
-def test_an_opset_that_is_not_to_be_had(tmp_path, command, opset, exporter):
+def test_an_opset_that_cannot_be_exported_is_refused(tmp_path, command, opset, exporter):
     assert "--opset" in refusal(command, "--opset", opset, "--exporter", exporter)
     assert os.listdir(str(tmp_path)) == ["x.pth.tar"]

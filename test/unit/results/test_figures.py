@@ -1,4 +1,4 @@
-"""Figures show what they were given, in every format, and leave no trace in matplotlib's global state."""
+"""Figures show their data, are saved in every format, and leave matplotlib's global state alone."""
 import os
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def curve(rng):
     return np.arange(1.0, 101), recall.mean(axis=0), recall
 
 
-def test_curve_as_the_reference_labels_it(rng):
+def test_recall_curve_has_the_labels_of_the_reference(rng):
     numbers, mean, recall = curve(rng)
     axes, = figures.recall_curve(numbers, mean, recall, THRESHOLDS).axes
     lines = axes.get_lines()
@@ -70,27 +70,27 @@ def test_prediction_shows_the_ten_best_and_the_truth():
         np.testing.assert_array_equal(image.data, (maps[2][0] * maps[2][1]).T)
 
 
-def test_names_are_no_formulas(tmp_path):
+def test_names_are_not_read_as_formulas(tmp_path):
     maps = smooth((1, 20), 1)[0], smooth((1, 20), 2)[0], smooth((2, 20, 20), 3)
     figure = figures.prediction("v_$x_{$", 100.0, *maps, np.empty((0, 3)), [(1, 2, "$x_{$")])
     figures.save(figure, str(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.png", "c.pdf", "d.svg", "e"])
-def test_saving(rng, tmp_path, name):
+def test_a_figure_is_saved_in_every_format(rng, tmp_path, name):
     path = str(tmp_path / "deep" / name)
     figures.save(figures.recall_curve(*curve(rng), THRESHOLDS), path)
     assert os.path.getsize(path) > 1000
 
 
-def test_a_figure_that_cannot_be_saved(rng, tmp_path):
+def test_a_figure_that_cannot_be_saved_leaves_no_file(rng, tmp_path):
     with pytest.raises(UserError, match=r"\.xyz"):
         figures.save(figures.recall_curve(*curve(rng), THRESHOLDS), str(tmp_path / "a.xyz"))
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_no_global_state(root):
-    """Neither pyplot nor a backend of the user's is touched: a display is never asked for."""
+def test_global_state_is_left_alone(root):
+    """Neither pyplot nor the user's backend is used, so no display is needed."""
     program = ("import sys; sys.path.insert(0, sys.argv[1])\n"
                "import numpy as np\nfrom bmn.results import figures\n"
                "figures.recall_by_tiou(np.ones((10, 100)), np.linspace(0.5, 0.95, 10)).canvas.draw()\n"

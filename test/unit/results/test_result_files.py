@@ -1,4 +1,4 @@
-"""Result files: what is written is what json writes, and any spelling is read."""
+"""Result files are written as json writes them, and any spelling is read."""
 import json
 
 import numpy as np
@@ -29,7 +29,7 @@ def same(one, other):
         np.testing.assert_array_equal(rows, other[name])
 
 
-def test_what_is_written_is_what_json_writes(rng, tmp_path):
+def test_files_are_written_as_json_writes_them(rng, tmp_path):
     path = str(tmp_path / "result.json")
     for _ in range(20):
         results = random_results(rng)
@@ -53,7 +53,7 @@ def test_other_spellings_are_read(tmp_path, text):
 
 @pytest.mark.parametrize("text", ['{"version": "VERSION 1.3", "results": {}, "external_data": {}}',
                                   '{"version": "VERSION 1.3", "results": {"a": []}, "external_data": {}}'])
-def test_no_proposal_is_a_mistake(tmp_path, text):
+def test_a_file_without_proposals_is_refused(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(UserError, match=r"result\.json holds no proposal"):
         result_files.read_proposals(str(tmp_path / "result.json"))

@@ -19,12 +19,12 @@ def maps_of(rng, scale):
             rng.rand(scale).astype(np.float32))
 
 
-def test_table_is_the_references(golden):
+def test_table_equals_the_reference(golden):
     table = score_tables.score_table(smooth((2, 100, 100), 400), smooth((1, 100), 420)[0], smooth((1, 100), 440)[0])
     np.testing.assert_array_equal(table, golden("proposals.npz")["first_table"])
 
 
-def test_decoding_by_the_loop(rng):
+def test_decoding_equals_the_plain_loop(rng):
     confidence_map, start, end = maps_of(rng, 7)
     expected = [start[s] * end[j + 1] * confidence_map[1, s, j] * confidence_map[0, s, j]
                 for s in range(7) for j in range(7) if s < j + 1 < 7]

@@ -15,7 +15,7 @@ def run(monkeypatch, opt):
     check_data.main()
 
 
-def test_all_is_well_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+def test_good_data_passes_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     opt = small_data.make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     run(monkeypatch, opt)
@@ -48,7 +48,7 @@ def test_everything_that_is_wrong_is_listed(tmp_path, monkeypatch, capsys):
     ({"annotations": [{"segment": [2, 4]}]}, "1 actions have no label"),
     ({"feature_frame": 16}, "1 videos have features for less than 90 %"),
 ])
-def test_what_is_odd_is_counted_and_no_error(tmp_path, monkeypatch, capsys, change, said):
+def test_what_is_odd_is_counted_and_is_no_error(tmp_path, monkeypatch, capsys, change, said):
     opt = small_data.make(tmp_path)
     with open(opt["video_anno"]) as handle:
         videos = json.load(handle)

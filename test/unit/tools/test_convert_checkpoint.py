@@ -1,4 +1,4 @@
-"""The converter: the reference's form to the letter, and back without a change."""
+"""The converter writes exactly the reference's form, and converts it back without a change."""
 import hashlib
 import json
 import sys
@@ -16,7 +16,7 @@ SMALL = {"temporal_scale": 20, "num_sample": 4, "num_sample_perbin": 3, "prop_bo
 
 @pytest.fixture
 def convert(monkeypatch, capsys):
-    """convert("in", "out", "--to", ...) as from the command line; what it printed."""
+    """convert("in", "out", "--to", ...), as from the command line. Returns what it printed."""
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py"] + [str(argument) for argument in arguments])
         convert_checkpoint.main()
@@ -37,7 +37,7 @@ def ours(tmp_path, network):
     return path
 
 
-def test_there_and_back(tmp_path, convert, ours, network):
+def test_a_checkpoint_is_converted_there_and_back(tmp_path, convert, ours, network):
     printed = convert(ours, tmp_path / "reference.pth.tar", "--to", "reference")
     assert "the reference's form, epoch 7" in printed and "--temporal_scale 20" in printed
     content = torch.load(str(tmp_path / "reference.pth.tar"))
@@ -53,7 +53,7 @@ def test_there_and_back(tmp_path, convert, ours, network):
     assert all(torch.equal(back["state_dict"][name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_the_mask_is_the_references(tmp_path, convert, golden):
+def test_the_mask_equals_the_reference(tmp_path, convert, golden):
     known = golden("model_t20_mask.npz")
     options = json.loads(str(known["options"]))
     checkpoint.save(str(tmp_path / "x"), {"epoch": 1, "state_dict": BMN(options).state_dict(), "options": options})
@@ -62,7 +62,7 @@ def test_the_mask_is_the_references(tmp_path, convert, golden):
     assert hashlib.sha256(mask.tobytes()).hexdigest() == str(known["sha256"])
 
 
-def test_half(tmp_path, convert, ours, network):
+def test_half_precision_is_written_and_read(tmp_path, convert, ours, network):
     for form in ("reference", "ours"):
         convert(ours, tmp_path / form, "--to", form, "--half")
         tensors = torch.load(str(tmp_path / form))["state_dict"]
@@ -73,14 +73,14 @@ def test_half(tmp_path, convert, ours, network):
                    for name, tensor in network.state_dict().items())
 
 
-def test_half_that_would_overflow(tmp_path, convert, network):
+def test_half_precision_that_would_overflow_is_refused(tmp_path, convert, network):
     tensors = dict(network.state_dict(), **{"x_1d_p.0.bias": torch.full((256,), 1e6)})
     checkpoint.save(str(tmp_path / "x"), {"epoch": 1, "state_dict": tensors, "options": SMALL})
     with pytest.raises(UserError, match=r"x_1d_p\.0\.bias has values above"):
         convert(tmp_path / "x", tmp_path / "y", "--to", "ours", "--half")
 
 
-def test_options_that_contradict_the_file(tmp_path, convert, ours):
+def test_options_that_contradict_the_file_are_refused(tmp_path, convert, ours):
     with pytest.raises(UserError, match=r"--temporal_scale 10 is given, but .* was made with 20"):
         convert(ours, tmp_path / "y", "--to", "ours", "--temporal_scale", 10)
     convert(ours, tmp_path / "reference", "--to", "reference")
@@ -89,7 +89,7 @@ def test_options_that_contradict_the_file(tmp_path, convert, ours):
     assert not (tmp_path / "y").exists()
 
 
-def test_another_network(tmp_path, convert):
+def test_another_network_is_refused(tmp_path, convert):
     torch.save({"fc.weight": torch.zeros(3)}, str(tmp_path / "x"))
     with pytest.raises(UserError, match="lacks"):
         convert(tmp_path / "x", tmp_path / "y", "--to", "reference")

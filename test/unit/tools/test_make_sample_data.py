@@ -1,4 +1,4 @@
-"""The sample data: the real layout, the same from the same seed, and something in it to learn."""
+"""The sample data has the real layout, depends on the seed alone, and holds something to learn."""
 import json
 
 import make_sample_data as sample
@@ -50,7 +50,7 @@ def test_files_are_read_back(videos, tmp_path):
     np.testing.assert_allclose(table.values, features, rtol=1e-5)
 
 
-def test_depends_on_the_seed_and_nothing_else(videos):
+def test_data_depends_on_the_seed_and_nothing_else(videos):
     assert json.dumps(sample.make_videos(200, seed=1)) == json.dumps(videos)
     assert list(sample.make_videos(200, seed=2)) != list(videos)
     name, (_, _, entry) = next(iter(videos.items()))
@@ -59,8 +59,8 @@ def test_depends_on_the_seed_and_nothing_else(videos):
     assert not np.array_equal(first, sample.plant_features(name, entry, 20, 12, seed=2))
 
 
-def test_action_shows_in_the_features_and_distractors_do_not_mimic_it(videos):
-    """Along the direction common to all actions, inside stands out from outside by more than the noise."""
+def test_actions_show_in_the_features_and_distractors_do_not_mimic_them(videos):
+    """Along the direction common to all actions, features inside actions stand out by more than the noise."""
     direction = sample._pattern(1, "action", 32)
     inside, outside = [], []
     for name, (subset, _, entry) in videos.items():
@@ -73,7 +73,7 @@ def test_action_shows_in_the_features_and_distractors_do_not_mimic_it(videos):
     assert np.mean(inside) - np.mean(outside) > 2 * np.std(outside)
 
 
-def test_real_annotations(shared):
+def test_real_annotations_can_be_used(shared):
     videos = sample.take_videos(shared + "/activitynet_annotations", 300, seed=0)
     subsets = [subset for subset, _, _ in videos.values()]
     assert len(videos) == 300 and {"training", "validation", "testing"} == set(subsets)

@@ -19,7 +19,7 @@ NETWORK = {"temporal_scale": 10, "feat_dim": 8, "num_sample": 4}
 
 @pytest.fixture
 def network(tmp_path):
-    """A network of random weights, its checkpoint with its options in checkpoint.pth.tar."""
+    """A network of random weights; checkpoint.pth.tar holds it and its options."""
     torch.manual_seed(0)
     network = BMN(NETWORK)
     checkpoint.write(str(tmp_path / "checkpoint.pth.tar"), {
@@ -63,7 +63,7 @@ def test_one_file_in_seconds(network, tmp_path, monkeypatch, capsys):
                                        for rank, row in enumerate(want[:3])], atol=0.006)
 
 
-def test_a_folder_its_lengths_and_raw_features(network, tmp_path, monkeypatch):
+def test_a_folder_with_lengths_and_raw_features(network, tmp_path, monkeypatch):
     os.mkdir(str(tmp_path / "new"))
     np.save(str(tmp_path / "new" / "v_a.npy"), features("v_a"))
     np.save(str(tmp_path / "new" / "v_b.npy"), features("v_b", 23).T)       # raw: 23 snippets
@@ -90,7 +90,7 @@ def test_pictures_show_the_annotated_actions(network, tmp_path, monkeypatch):
     np.testing.assert_allclose(results(tmp_path / "out.json")["a"][0, 1:], found[0, 1:] * seconds)
 
 
-def test_a_packed_file(network, tmp_path, monkeypatch):
+def test_a_packed_file_is_read(network, tmp_path, monkeypatch):
     from bmn.data.features import open_features
     opt = small_data.make(tmp_path, temporal_scale=10, feat_dim=8)
     packed = open_features(opt, ["v_a", "v_b"], log=lambda line: None)
@@ -115,7 +115,7 @@ def test_a_packed_file(network, tmp_path, monkeypatch):
     (["v_a.csv", "--duration", "5", "--feat_dim", "12"], ["checkpoint.pth.tar", "--feat_dim"]),
     (["v_a.csv", "--duration", "5", "--checkpoint", "none.pth.tar"], ["none.pth.tar"]),
 ])
-def test_what_is_told(network, tmp_path, monkeypatch, arguments, parts):
+def test_mistakes_in_the_arguments_are_reported(network, tmp_path, monkeypatch, arguments, parts):
     small_data.write_csv(str(tmp_path / "v_a.csv"), features("v_a"))
     small_data.write_csv(str(tmp_path / "wide.csv"), np.ones((10, 9)))
     os.mkdir(str(tmp_path / "empty"))
@@ -136,14 +136,14 @@ def test_what_is_told(network, tmp_path, monkeypatch, arguments, parts):
     {"duration_frame": 0}, {"duration_frame": "700"}, {"duration_frame": None}, {"annotations": {}},
     {"annotations": [3]}, {"annotations": [{"label": "a"}]}, {"annotations": [{"segment": [1]}]},
 ])
-def test_annotations_that_training_would_refuse(network, tmp_path, monkeypatch, entry):
+def test_annotations_that_training_would_refuse_are_refused(network, tmp_path, monkeypatch, entry):
     small_data.write_csv(str(tmp_path / "v_a.csv"), features("v_a"))
     (tmp_path / "anno.json").write_text(json.dumps({"v_a": dict({"duration_second": 9}, **entry)}))
     with pytest.raises(UserError, match=r"--video_anno anno\.json: video v_a has"):
         run(monkeypatch, tmp_path, "v_a.csv", "--video_anno", "anno.json", "--plot", ".")
 
 
-def test_names_and_labels_that_look_like_formulas(network, tmp_path, monkeypatch):
+def test_names_and_labels_that_look_like_formulas_are_drawn(network, tmp_path, monkeypatch):
     small_data.write_csv(str(tmp_path / "v_$x_{$.csv"), features("v_a"))
     actions = [{"segment": [1, 2], "label": label} for label in ("$x_{$", 3)]
     (tmp_path / "anno.json").write_text(json.dumps({"v_$x_{$": {"duration_second": 9, "annotations": actions}}))
@@ -154,15 +154,15 @@ def test_names_and_labels_that_look_like_formulas(network, tmp_path, monkeypatch
 @pytest.mark.parametrize("option,value", [
     ("temporal_scale", "0"), ("num_sample", "0"), ("prop_boundary_ratio", "nan"), ("soft_nms_alpha", "0"),
     ("soft_nms_high_thres", "1.5"), ("top", "-2")])
-def test_values_that_main_py_refuses(tmp_path, monkeypatch, capsys, option, value):
+def test_values_that_main_py_refuses_are_refused(tmp_path, monkeypatch, capsys, option, value):
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path, "v_a.csv", "--duration", "5", "--" + option, value)
     assert "argument --%s: '%s' is not" % (option, value) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rows,columns", [(30, 8), (8, 30)])
-def test_raw_arrays_where_T_is_C(rows, columns):
-    """The axis of time is the one that is not C, even where the other is as long as T."""
+def test_raw_arrays_where_T_equals_C(rows, columns):
+    """Time is the axis that is not C long, even where the other one is as long as T."""
     raw = np.random.RandomState(0).randn(30, 8)
 
     class Source:
@@ -175,7 +175,7 @@ def test_raw_arrays_where_T_is_C(rows, columns):
     np.testing.assert_allclose(got.T, prepare_features.rescale_snippets(raw, 30 * 16, 9.0, 8), rtol=1e-6)
 
 
-def test_a_bad_file_is_told_before_anything_is_computed(network, tmp_path, monkeypatch):
+def test_a_bad_file_is_reported_before_anything_is_computed(network, tmp_path, monkeypatch):
     for name in ("v_a", "v_b"):
         small_data.write_csv(str(tmp_path / "new" / (name + ".csv")), features(name))
     (tmp_path / "new" / "v_b.csv").write_text("f0,f1\n1,x\n")

@@ -23,8 +23,8 @@ def plain_rescaling(raw, frames, seconds, size, snippet=16):
 
     def at(x):
         right = min(max(next((i for i, c in enumerate(centre) if c >= x), len(raw)), 1), len(raw) - 1)
-        share = (x - centre[right - 1]) / (centre[right] - centre[right - 1])
-        return raw[right - 1] + share * (raw[right] - raw[right - 1])
+        fraction = (x - centre[right - 1]) / (centre[right] - centre[right - 1])
+        return raw[right - 1] + fraction * (raw[right] - raw[right - 1])
 
     rows = []
     for i in range(size):
@@ -39,7 +39,7 @@ def plain_rescaling(raw, frames, seconds, size, snippet=16):
 
 @pytest.mark.parametrize("snippets", [1, 2, 3, 7, 10, 12, 24, 50, 101])
 @pytest.mark.parametrize("frames,seconds", [(300, 10.0), (2303, 92.18), (418, 14.07)])
-def test_the_rule_of_the_published_features(rng, snippets, frames, seconds):
+def test_rescaling_follows_the_rule_of_the_published_features(rng, snippets, frames, seconds):
     raw = rng.randn(snippets, 5)
     for size in (20, 24, 100):      # 20 and 10 snippets: a tie decides whether the outermost bins are reached
         got, want = rescale_snippets(raw, frames, seconds, size), plain_rescaling(raw, frames, seconds, size)
@@ -48,7 +48,7 @@ def test_the_rule_of_the_published_features(rng, snippets, frames, seconds):
 
 
 def test_bins_beyond_the_outermost_snippets_are_zero(rng):
-    got = rescale_snippets(rng.randn(5, 4), 80, 2.0, 100)       # 20 bins a snippet: its centre is 10 bins away
+    got = rescale_snippets(rng.randn(5, 4), 80, 2.0, 100)       # a snippet has 20 bins: its centre is 10 bins away
     empty = ~got.any(axis=1)
     assert 18 <= empty.sum() <= 20 and empty[:9].all() and empty[-9:].all() and not empty[10:90].any()
 
@@ -66,7 +66,7 @@ def run(monkeypatch, *arguments):
     prepare_features.main()
 
 
-def test_the_real_raw_files(shared, tmp_path, monkeypatch, capsys):
+def test_the_real_raw_files_are_rescaled(shared, tmp_path, monkeypatch, capsys):
     raw = os.path.join(shared, "features")
     anno = os.path.join(raw, "action_test_anno.json")
     run(monkeypatch, "--input", raw, "--output", tmp_path, "--video_anno", anno, "--write_anno", tmp_path / "anno.json")
@@ -78,7 +78,7 @@ def test_the_real_raw_files(shared, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "anno.json").read_text())["v_test1"]["feature_frame"] == 80
 
 
-def test_array_files_linearly_without_annotations(tmp_path, monkeypatch, rng):
+def test_array_files_are_rescaled_linearly_without_annotations(tmp_path, monkeypatch, rng):
     raw = {name: rng.randn(length, 6) for name, length in (("v_a", 4), ("v_b", 9), ("v_c", 1))}
     (tmp_path / "raw").mkdir()
     np.save(str(tmp_path / "raw" / "v_a.npy"), raw["v_a"])
@@ -104,7 +104,7 @@ def test_array_files_linearly_without_annotations(tmp_path, monkeypatch, rng):
     (["--input", "nowhere", "--method", "linear"], ["nowhere does not exist"]),
     (["--input", "anno.json", "--method", "linear"], ["neither a folder nor an HDF5 file"]),
 ])
-def test_what_is_told(tmp_path, monkeypatch, arguments, parts):
+def test_mistakes_in_the_input_are_reported(tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(str(tmp_path))
     (tmp_path / "raw").mkdir()
     np.save("raw/v_a.npy", np.ones((5, 6)))
@@ -126,9 +126,9 @@ def test_an_odd_first_file_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content,parts", [
     ({}, ["raw.h5 holds no features", "data set for each video"]),
     ({"a/b": 1, "sub/dir/x": 1}, ["sub is a group of 1 (dir)", "a single data set"]),
-    (None, ["raw.h5 is no readable HDF5 file"]),
+    (None, ["raw.h5 is not a readable HDF5 file"]),
 ])
-def test_what_is_told_of_an_hdf5_file(tmp_path, monkeypatch, content, parts):
+def test_mistakes_in_an_hdf5_file_are_reported(tmp_path, monkeypatch, content, parts):
     h5py = pytest.importorskip("h5py")
     path = str(tmp_path / "raw.h5")
     if content is None:
@@ -143,7 +143,7 @@ def test_what_is_told_of_an_hdf5_file(tmp_path, monkeypatch, content, parts):
     assert "--data_path" not in str(error.value)
 
 
-def test_the_disk_is_not_waited_for_thousands_of_times(tmp_path, monkeypatch):
+def test_feature_files_are_written_without_waiting_for_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", None)
     write_csv(str(tmp_path / "v_a.csv"), np.ones((2, 3)))
     assert os.listdir(str(tmp_path)) == ["v_a.csv"]
@@ -151,7 +151,7 @@ def test_the_disk_is_not_waited_for_thousands_of_times(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("entry", [{"duration_second": 3}, {"duration_second": 3, "duration_frame": 0},
                                    {"duration_second": "3", "duration_frame": 80}])
-def test_durations_that_are_no_numbers(tmp_path, entry):
+def test_durations_that_are_no_numbers_are_refused(tmp_path, entry):
     (tmp_path / "anno.json").write_text(json.dumps({"v_a": entry}))
     with pytest.raises(UserError, match="v_a has duration_"):
         prepare_features.read_durations(str(tmp_path / "anno.json"), ["v_a"])

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on, every accepted form, and writing when the disk does not play along."""
+"""Checkpoints: what we write, every accepted form, networks that do not fit, and writing to a disk that fails."""
 import errno
 import os
 import subprocess
@@ -28,14 +28,14 @@ def network():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, network):
-    """A checkpoint of ours."""
+    """A checkpoint that we wrote."""
     path = str(tmp_path_factory.mktemp("written") / checkpoint.LAST)
     checkpoint.save(path, {"epoch": 3, "state_dict": network.state_dict(), "options": OPTIONS})
     return path
 
 
 def refusal(action, *arguments):
-    """The one sentence with which it is refused."""
+    """The one sentence of the refusal."""
     with pytest.raises(UserError) as caught:
         action(*arguments)
     sentence = str(caught.value)
@@ -89,7 +89,7 @@ def test_half_precision_is_cast(tmp_path, network):
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage")
-def test_tensors_that_an_npu_wrote(tmp_path, monkeypatch):
+def test_tensors_that_an_npu_wrote_are_read(tmp_path, monkeypatch):
     for name in ("torch_npu", "torch_npu.utils", "torch_npu.utils.storage"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
 
@@ -119,7 +119,7 @@ def test_tensors_that_an_npu_wrote(tmp_path, monkeypatch):
 # Another network
 
 @pytest.mark.parametrize(("option", "value"), [("feat_dim", 12), ("num_sample", 5)])
-def test_another_shape_names_tensor_and_option(tmp_path, option, value):
+def test_a_tensor_of_another_shape_is_named_with_its_option(tmp_path, option, value):
     torch.save({"epoch": 1, "state_dict": BMN(dict(SMALL, **{option: value})).state_dict()}, str(tmp_path / "x.pth"))
     sentence = refusal(checkpoint.load_network, str(tmp_path / "x.pth"), BMN(SMALL))
     tensor, there, here = {"feat_dim": ("x_1d_b.0.weight", "(256, 3, 3)", "(256, 2, 3)"),
@@ -137,12 +137,12 @@ def test_another_temporal_scale_shows_in_the_mask(tmp_path, network):
 
 @pytest.mark.parametrize(("option", "value"), [("temporal_scale", 10), ("num_sample_perbin", 2),
                                                ("prop_boundary_ratio", 0.25)])
-def test_options_that_no_shape_shows(written, option, value):
+def test_options_that_no_shape_shows_are_compared(written, option, value):
     sentence = refusal(checkpoint.load_network, written, BMN(dict(SMALL, **{option: value})))
-    assert "--%s %s, and this is %s" % (option, SMALL[option], value) in sentence
+    assert "--%s %s, but here it is %s" % (option, SMALL[option], value) in sentence
 
 
-def test_names_of_another_network(tmp_path, network):
+def test_names_of_another_network_are_refused(tmp_path, network):
     for tensors, expected in (
             ({name: tensor for name, tensor in network.state_dict().items() if "x_2d_p" not in name},
              "lacks x_2d_p.0.weight, x_2d_p.0.bias, x_2d_p.2.weight and 5 more"),
@@ -153,7 +153,7 @@ def test_names_of_another_network(tmp_path, network):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_no_training_should_end_with(tmp_path, network, number):
+def test_weights_that_are_not_finite_are_refused(tmp_path, network, number):
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     tensors["x_1d_e.2.bias"][0] = number
     torch.save(tensors, str(tmp_path / "x.pth"))
@@ -190,7 +190,7 @@ for limit in (4500, 1000, 0):
 """
 
 
-def test_a_file_that_cannot_grow(tmp_path, root):
+def test_a_limit_on_the_file_size_leaves_the_previous_checkpoint(tmp_path, root):
     path = str(tmp_path / "x.pth")
     checkpoint.save(path, {"epoch": 1, "state_dict": {"a": torch.ones(2)}})
     done = subprocess.run([sys.executable, "-c", LIMITED, path], cwd=root, stdout=subprocess.PIPE, check=True,
@@ -200,7 +200,7 @@ def test_a_file_that_cannot_grow(tmp_path, root):
     assert os.listdir(str(tmp_path)) == ["x.pth"]
 
 
-def test_a_folder_that_cannot_be(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot write" in refusal(checkpoint.save, str(tmp_path / "file" / "x.pth"), {"state_dict": {}})
 
@@ -218,7 +218,7 @@ except UserError as error:
 """
 
 
-def test_a_read_only_folder(root):
+def test_a_read_only_folder_is_reported(root):
     with tempfile.TemporaryDirectory() as folder:       # pytest's own cannot be entered by another user
         os.chmod(folder, 0o755)
         path = os.path.join(folder, "x.pth")

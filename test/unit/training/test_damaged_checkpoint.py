@@ -1,4 +1,4 @@
-"""Checkpoints that are truncated, damaged, foreign or full of code; and the reader for PyTorch that has no safe one."""
+"""Checkpoints that are truncated, damaged, foreign or full of code; and the reader for a PyTorch without a safe one."""
 import io
 import os
 import pickle
@@ -38,7 +38,7 @@ def damaged(content, generator):
 
 
 def small_checkpoint(form):
-    """The bytes of a checkpoint of few numbers, for quick fuzzing; (bytes, its state_dict)."""
+    """(bytes, state_dict) of a checkpoint of few numbers, for quick fuzzing."""
     tensors = OrderedDict(("module.layer%d" % i, torch.full((5, 7), i + 0.5)) for i in range(6))
     buffer = io.BytesIO()
     torch.save({"epoch": 1, "state_dict": tensors}, buffer, _use_new_zipfile_serialization=form == "zip")
@@ -63,7 +63,7 @@ def test_our_damaged_file_is_always_refused(tmp_path):
 @pytest.mark.parametrize("form", ["zip", "old"])
 @pytest.mark.parametrize("reader", ["torch", "unpickling"])
 def test_a_damaged_foreign_file_is_refused_or_read(tmp_path, form, reader, monkeypatch):
-    """A zip archive has checksums; the old format of others has none, so numbers may differ, but nothing worse."""
+    """A zip archive has checksums. PyTorch's old format has none: numbers may differ, but nothing worse happens."""
     if reader == "unpickling":
         monkeypatch.setattr(unpickling, "load", unpickling.load_on_old_pytorch)
     path = str(tmp_path / "x.pth")
@@ -83,7 +83,7 @@ def test_a_damaged_foreign_file_is_refused_or_read(tmp_path, form, reader, monke
 
 
 class _Touch:
-    """When unpickled by a reader that trusts it, makes a file."""
+    """Makes a folder when a reader that trusts it unpickles it."""
 
     def __init__(self, path):
         self.path = path
@@ -125,7 +125,7 @@ def test_code_is_refused_and_not_run(tmp_path, name):
     assert not os.path.exists(canary)
 
 
-def test_attributes_are_not_set_on_what_the_old_reader_knows():
+def test_the_reader_for_old_pytorch_sets_no_attributes():
     evil = (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb.")
     buffer = io.BytesIO(small_checkpoint("old")[0])
     pickles = [pickle.dumps(pickle.load(buffer), 2) for _ in range(3)]
@@ -133,8 +133,8 @@ def test_attributes_are_not_set_on_what_the_old_reader_knows():
         unpickling.load_on_old_pytorch(b"".join(pickles) + evil)
 
 
-def test_old_format_with_numbers_missing():
-    """Cut so that one number of the last tensor is left; and with a tensor that the list of keys leaves out."""
+def test_old_format_with_missing_numbers_is_refused():
+    """One file ends after the first number of its last tensor; in another the list of keys lacks a tensor."""
     whole, _ = small_checkpoint("old")
     with pytest.raises(ValueError, match="smaller than"):
         unpickling.load_on_old_pytorch(whole[:-34 * 4])
@@ -151,7 +151,7 @@ def test_old_format_with_numbers_missing():
 @pytest.mark.parametrize("identity", [
     ("storage", {}, "0", "cpu", 3, None), ("storage", "O", "0", "cpu", 3, None), ("module", "<f4", "0", "cpu", 3, None),
     ("storage", "<f4", "0", "cpu", 3, ("1", 0, 2))])
-def test_tensors_of_an_unknown_kind(identity):
+def test_tensors_of_an_unknown_kind_are_refused(identity):
     reader = unpickling._Unpickler(io.BytesIO(), lambda key, dtype, count: np.zeros(count, dtype))
     assert reader.persistent_load(("storage", "<f4", "0", "cpu", 3, None)).tolist() == [0, 0, 0]
     with pytest.raises(pickle.UnpicklingError, match="unknown kind"):
@@ -162,8 +162,8 @@ def test_tensors_of_an_unknown_kind(identity):
     (0, (7,), (1,)), (1, (6,), (1,)), (0, (2, 3), (3, 2)), (0, (1, 2), (0, 6)), (6, (1,), (1,)), (-1, (2,), (1,)),
     (0, (-1,), (1,)), (0, (3,), (-1,)), (0, (2 ** 40,), (0,)), (0, (2, 3), (3,)), (0, (2.0,), (1,)),
     (0, (True,), (1,)), (2 ** 62, (2,), (2 ** 62,))])
-def test_a_tensor_outside_its_numbers(offset, size, stride):
-    """Old PyTorch would read, or write, what is not its own."""
+def test_a_tensor_outside_its_numbers_is_refused(offset, size, stride):
+    """Old PyTorch would read or write beyond the numbers of the tensor."""
     assert unpickling._tensor(np.arange(6.), 1, (2, 2), (3, 1)).tolist() == [[1, 2], [4, 5]]
     with pytest.raises(ValueError, match="shape"):
         unpickling._tensor(np.arange(6.), offset, size, stride)
@@ -172,37 +172,37 @@ def test_a_tensor_outside_its_numbers(offset, size, stride):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_torchscript_program_is_refused(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "x.pth"))
-    assert "is a TorchScript program, no checkpoint" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
+    assert "is a TorchScript program and not a checkpoint" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("content", [3, [1, 2], "text", {}, {"state_dict": {}}, {"state_dict": 5}, {"epoch": 1},
                                      {"state_dict": {"a": 1.0}}, {"state_dict": {1: torch.ones(1)}},
                                      {"state_dict": {"a": torch.ones(2).long()}}, torch.ones(3)])
-def test_another_content_is_refused(tmp_path, content):
+def test_other_content_is_refused(tmp_path, content):
     torch.save(content, str(tmp_path / "x.pth"))
-    assert "is no checkpoint of this network" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
+    assert "is not a checkpoint of this network" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
 
 
-def test_an_epoch_that_is_no_number(tmp_path):
+def test_an_epoch_that_is_no_number_is_refused(tmp_path):
     torch.save({"epoch": "many", "state_dict": {"a": torch.ones(2)}}, str(tmp_path / "x.pth"))
     assert "epoch is 'many'" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(("content", "expected"), [
-    (b"", "is empty"), (b"PK\x03\x04 but no archive", "truncated or damaged"), (b"video,subset\n", "is no PyTorch"),
-    (b"\x89HDF\r\n", "is no PyTorch")])
-def test_foreign_bytes(tmp_path, content, expected):
+    (b"", "is empty"), (b"PK\x03\x04 but no archive", "truncated or damaged"), (b"video,subset\n", "is not a PyTorch"),
+    (b"\x89HDF\r\n", "is not a PyTorch")])
+def test_foreign_bytes_are_refused(tmp_path, content, expected):
     (tmp_path / "x.pth").write_bytes(content)
     assert expected in refusal(checkpoint.read, str(tmp_path / "x.pth"))
 
 
-def test_a_zip_archive_of_something_else(tmp_path):
+def test_a_zip_archive_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(str(tmp_path / "x.pth"), "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert "truncated or damaged" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
 
 
-def test_missing_and_unreadable(tmp_path):
+def test_missing_and_unreadable_files_are_refused(tmp_path):
     assert "does not exist" in refusal(checkpoint.read, str(tmp_path / "none.pth"))
     assert "cannot be read" in refusal(checkpoint.read, str(tmp_path))
 

@@ -1,8 +1,8 @@
-"""A training and its state: what is saved goes on to the last digit, and what does not fit is refused."""
+"""A training and its state: a saved run goes on exactly, and a state that does not fit is refused."""
 import pytest
 import torch
+from test_checkpoint import refusal
 
-from bmn.errors import UserError
 from bmn.machine import amp
 from bmn.options import with_defaults
 from bmn.training import checkpoint
@@ -40,16 +40,7 @@ def written(tmp_path_factory):
     return path, train(training, 3)
 
 
-def refusal(action, *arguments):
-    """The one sentence with which it is refused."""
-    with pytest.raises(UserError) as caught:
-        action(*arguments)
-    sentence = str(caught.value)
-    assert "\n" not in sentence and len(sentence) < 400
-    return sentence
-
-
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_digit(written):
+def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_digit(written):
     path, expected = written
     training, state = new_run(), checkpoint.read(path)
     training.load_state_dict(state)
@@ -59,24 +50,24 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_digit(written):
     assert train(training, 3) == expected
 
 
-def test_steps_are_numbers_for_old_pytorch(written):
+def test_optimizer_steps_are_integers_for_old_pytorch(written):
     steps = {type(value["step"]) for value in checkpoint.read(written[0])["optimizer"]["state"].values()}
     assert steps == {int}
 
 
-def test_a_network_alone_does_not_resume(tmp_path):
+def test_a_network_alone_cannot_be_resumed(tmp_path):
     torch.save({"epoch": 1, "state_dict": BMN(SMALL).state_dict()}, str(tmp_path / "network.pth"))
     assert "--finetune 1" in refusal(new_run().load_state_dict, checkpoint.read(str(tmp_path / "network.pth")))
 
 
 @pytest.mark.parametrize("option,value,was", [
     ("training_lr", 0.01, 0.001), ("weight_decay", 0.0, 0.0001), ("step_size", 3, 2), ("step_gamma", 0.5, 0.1)])
-def test_a_run_does_not_change_its_optimisation_unnoticed(written, option, value, was):
+def test_a_changed_option_of_the_optimisation_is_refused(written, option, value, was):
     sentence = refusal(new_run(**{option: value}).load_state_dict, checkpoint.read(written[0]))
-    assert "--%s %s, and this is %s" % (option, was, value) in sentence
+    assert "--%s %s, but here it is %s" % (option, was, value) in sentence
 
 
-def test_a_state_of_another_kind_of_run_is_refused(written):
+def test_an_optimizer_state_that_does_not_fit_is_refused(written):
     state = checkpoint.read(written[0])
     state["optimizer"]["param_groups"] = []
     assert "does not fit" in refusal(new_run().load_state_dict, state)
