@@ -19,8 +19,8 @@ class VideoDataSet(torch.utils.data.Dataset):
     else (index, features [C, T]); ``video_list[index]`` is the name, ``videos[name]`` its annotation entry.
 
     Args:
-        opt: dict of options. A missing option gets its default; ``feature_path`` is read where there is no
-            ``data_path``.
+        opt: dict of options. A missing option gets its default; ``data`` or ``feature_path`` is read where there
+            is no ``data_path``.
         subset: the word that the subset of these videos contains: "train", "validation" or "testing".
         features: what ``features.open_features`` returned; None reads the feature files directly, without a cache.
 
@@ -95,8 +95,8 @@ class Labels:
 def default_workers(runtime: Any, features: Any) -> int:
     """Number of processes that load data for each rank, where ``--num_workers`` is not given.
 
-    To load a video takes 0.2 ms from packed features and 10 ms from text. A CPU needs a hundred times 0.2 ms for the
-    network and uses every processor for it, so packed features get no process there. For a card two are enough; text
+    Loading a video takes 0.2 ms from packed features and 5 ms from text. On a CPU the network takes several hundred
+    times 0.2 ms and uses every processor, so packed features get no process there. For a card two are enough; text
     gets up to 8.
     """
     processors_of_a_rank = max(processors() // runtime.world_size, 1)

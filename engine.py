@@ -1,7 +1,8 @@
 """The loops over batches: one epoch of training, one validation, inference.
 
 They know no device, no process group and no file: ``runtime`` (bmn/machine/device.py) moves, waits and sums, and
-``precision`` (bmn/machine/amp.py) casts and steps. The host waits for the device only where something is logged.
+``precision`` (bmn/machine/amp.py) casts and steps. The host waits for the device only where something is logged; with
+float16 it also waits once a step, because of the scaling of the loss.
 """
 import time
 from typing import Any, Dict, Iterable, Iterator, List
@@ -86,8 +87,8 @@ def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, run
 def _losses(network, batch, precision, runtime, bm_mask, draws=None):
     """The four losses of one batch. The network's outputs go to float32 first, because of the logarithms.
 
-    The network computes the whole map and not ``valid_only``: where PEM-reg takes every cell (see there), those below
-    the diagonal count in the loss.
+    The network computes the whole map and not ``valid_only``, because PEM-reg at times takes every cell, below the
+    diagonal too (loss_function._pem_reg_loss).
     """
     features, iou_map, start, end = (value.to(runtime.device, non_blocking=True) for value in batch)
     with precision.autocast():
@@ -124,8 +125,8 @@ def _progress(epoch, done, iterations, losses, timer):
 def validate(training: Any, loader: Iterable, blocks: Dict[int, List[int]], runtime: Any, seed: int) -> Dict[str, Any]:
     """Loss over all validation videos, each once: the mean of the blocks, weighted by their videos.
 
-    The losses are normalised by batch, so it is computed in fixed blocks whose draws are seeded by (seed, block):
-    it does not depend on the number of ranks.
+    The losses are normalised by batch, so they are computed in fixed blocks with draws seeded by (seed, block). The
+    result does not depend on the number of ranks.
 
     Args:
         training: bmn.training.training.Training; its network itself is used and not the parallel wrapper, because

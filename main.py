@@ -23,6 +23,7 @@ from bmn.errors import UserError, run_as_program
 from bmn.files import check_writable, replacing, write_json
 from bmn.machine import amp
 from bmn.network.onnx_network import OnnxNetwork
+from bmn.options import BEST
 from bmn.results.figures import picture_format
 from bmn.results.score_tables import FOLDER, CsvExport
 from bmn.training import checkpoint
@@ -48,9 +49,14 @@ def main():
         if opt["mode"] in ("train", "full"):
             train(dict(opt, mode="train"), runtime, precision)
         if opt["mode"] in ("inference", "full"):
-            infer(dict(opt, mode="inference"), runtime, precision)
+            infer(dict(opt, mode="inference", pth_path=network_of(opt)), runtime, precision)
         if opt["mode"] == "detection" and runtime.is_main:
             evaluate_detection(opt, runtime.log)
+
+
+def network_of(opt):
+    """The checkpoint that inference reads: --pth_path, or in --mode full the best of this run."""
+    return os.path.join(opt["checkpoint_path"], BEST) if opt["mode"] == "full" else opt["pth_path"]
 
 
 def check_files(opt, runtime):
@@ -64,7 +70,7 @@ def check_files(opt, runtime):
     if starts_from_a_network and not opt["onnx"] and not os.path.isfile(opt["pth_path"]):
         raise UserError("--pth_path %s does not exist: give a checkpoint, or train first" % opt["pth_path"])
     if opt["mode"] in ("train", "full"):
-        write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
+        check_writable(os.path.join(opt["checkpoint_path"], "opts.json"))
         runtime.check_profiler(opt["profile"])
     if opt["mode"] != "train":
         check_writable(opt["result_file"])
@@ -74,14 +80,16 @@ def check_files(opt, runtime):
 
 def train(opt, runtime, precision):
     """Train for --train_epochs epochs, validate after each, keep the last and the best checkpoint."""
-    batch_size = runtime.local_batch_size(opt["batch_size"])
+    local_batch_size = runtime.local_batch_size(opt["batch_size"])
     training_videos, validation_videos = open_datasets(opt, runtime, "train", "validation")
-    batches = TrainingBatches(len(training_videos), batch_size, opt["seed"], runtime.rank, runtime.world_size)
+    batches = TrainingBatches(len(training_videos), local_batch_size, opt["seed"], runtime.rank, runtime.world_size)
     blocks = rank_blocks(len(validation_videos), runtime.rank, runtime.world_size)
     training_loader = load(training_videos, batches, opt, runtime)
     validation_loader = load(validation_videos, list(blocks.values()), opt, runtime)
 
     training = begin(opt, runtime, precision)
+    if runtime.is_main:
+        write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
     model = runtime.wrap(training.network)
     first = training.epochs_done
     for epoch in range(first, opt["train_epochs"]):
@@ -172,12 +180,13 @@ def read_checkpoint(path, runtime):
 
 
 def save(folder, state, is_best):
-    """Write the best checkpoint where this is it, then the last one, then a JSON line for each epoch done.
+    """Write the best checkpoint if this epoch is the best, then the last one, then a JSON line for each epoch done.
 
-    In this order, because a run that is killed in between repeats the epoch, and the best of its record is on the disk.
+    In this order the best network is on the disk before the record that names it. A run that is killed in between
+    repeats the epoch.
     """
     if is_best:
-        checkpoint.save(os.path.join(folder, checkpoint.BEST), state)
+        checkpoint.save(os.path.join(folder, BEST), state)
     checkpoint.save(os.path.join(folder, checkpoint.LAST), state)
     with replacing(os.path.join(folder, "metrics.jsonl")) as path, open(path, "w") as handle:
         handle.writelines(json.dumps(line) + "\n" for line in state["metrics"])

@@ -26,12 +26,12 @@ class BMN(nn.Module):
         samples = (x_1d_p(base) @ sample_mask).view(B, 256, N, T, T)
         confidence_map = x_2d_p(x_3d_p(samples).squeeze(2))                 # [B, 2, T, T]
 
-    The same numbers come out here, but ``samples`` never exist (bmn/network/boundary_matching.py), and of the cells
-    with start > end those that are equal are computed once (bmn/network/cell_convolution.py).
+    The result is the same to rounding, but ``samples`` never exist (bmn/network/boundary_matching.py). On a CPU, cells
+    with start > end that are equal are computed only once (bmn/network/cell_convolution.py).
 
     Args:
-        opt: dict; feat_dim, temporal_scale, num_sample, num_sample_perbin and prop_boundary_ratio count, what is
-            missing takes its default. bm_contraction "bags" or "dense" overrides the choice by device.
+        opt: dict; feat_dim, temporal_scale, num_sample, num_sample_perbin and prop_boundary_ratio are used, and missing
+            ones get their defaults. bm_contraction "bags" or "dense", for tests, overrides the choice by device.
 
     ``state_dict`` has the reference's names without ``sample_mask``, which follows from the options.
 
@@ -47,8 +47,8 @@ class BMN(nn.Module):
         self.num_sample, self.num_sample_perbin = opt["num_sample"], opt["num_sample_perbin"]
         self.prop_boundary_ratio = opt["prop_boundary_ratio"]
         if self.feat_dim % GROUPS:
-            raise UserError("--feat_dim %d is no multiple of 4: the first layer splits the features into 4 groups"
-                            % self.feat_dim)
+            raise UserError("--feat_dim %d is no multiple of %d: the first layer splits the features into %d groups"
+                            % (self.feat_dim, GROUPS, GROUPS))
         self.boundary_matching = BoundaryMatching(
             self.temporal_scale, self.num_sample, self.num_sample_perbin, self.prop_boundary_ratio,
             opt.get("bm_contraction", "auto"))
@@ -98,7 +98,8 @@ class BMN(nn.Module):
         if not self._skips_cells(x):
             logits = self._by_map(F.linear(features, weight).view(x.shape[0], -1, SAMPLED))
         else:
-            # one product for all videos makes for one gradient of the weight; without it each table stays in the cache
+            # With gradients one product for all videos, so that the weight gets one gradient. Without, one table at a
+            # time, which stays in the cache.
             tables = (F.linear(features, weight) if torch.is_grad_enabled() else
                       (F.linear(video, weight) for video in features))
             logits = torch.stack([self._by_cell(table.view(-1, SAMPLED), self.cells[valid_only]) for table in tables])
@@ -159,5 +160,5 @@ def _boundary_probability(head, base):
 
 
 def _float32_at_least(logits):
-    """bfloat16 has no probability between 0.996 and 1, where losses and ties are decided."""
+    """Cast half precision: bfloat16 has no probability between 0.996 and 1, where losses and ties are decided."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -36,7 +36,7 @@ def parse_opt(argv: Optional[List[str]] = None,
 
 
 def _parser(description):
-    """Options that are not given are absent from what it returns."""
+    """A parser whose result has only the options that were given."""
     parser = _Parser(prog=os.path.basename(sys.argv[0]), allow_abbrev=False, description=description,
                      argument_default=argparse.SUPPRESS)
     for title, options in GROUPS.items():
@@ -63,11 +63,11 @@ def _spelling(argument):
 def check_together(opt: dict):
     """UserError where options of the complete dict ``opt`` contradict each other."""
     if opt["finetune"] and opt["resume"]:
-        raise UserError("--finetune 1 starts anew from --pth_path and --resume goes on with a run: give one of them")
+        raise UserError("--finetune 1 starts a new run from --pth_path, and --resume goes on with a run: give only one")
     if opt["soft_nms_low_thres"] > opt["soft_nms_high_thres"]:
-        raise UserError("--soft_nms_low_thres %g is above --soft_nms_high_thres %g: exchange them"
+        raise UserError("--soft_nms_low_thres %g is above --soft_nms_high_thres %g: swap them"
                         % (opt["soft_nms_low_thres"], opt["soft_nms_high_thres"]))
     if opt["mode"] == "detection" and not opt["classification_file"]:
         raise UserError("--mode detection needs --classification_file: the classes of whole videos")
     if opt["onnx"] and opt["mode"] != "inference":
-        raise UserError("--onnx serves --mode inference, found --mode %s" % opt["mode"])
+        raise UserError("--onnx works only with --mode inference, but this is --mode %s" % opt["mode"])

@@ -1,8 +1,8 @@
 """The one table of options: name, default, type and help of each.
 
 The command line (opts.py) is made from it, and callers that pass a plain dict get their defaults from it. Programs
-written for the reference pass only the reference's keys, and bring an ``opts`` module of their own; so the table lives
-here, and no other module imports opts.
+written for the reference pass only the reference's keys, and bring an ``opts`` module of their own. So the table lives
+here, and nothing that such programs import may import opts.
 """
 import argparse
 import os
@@ -10,7 +10,7 @@ from typing import Any, Callable, NamedTuple, Tuple, Union
 
 
 class Option(NamedTuple):
-    """An option. ``kind`` makes its value from text, or is the tuple of values that there are."""
+    """An option. ``kind`` is a function from text to a value, or the tuple of the values that are allowed."""
     name: str
     default: Any
     kind: Union[Callable[[str], Any], Tuple[str, ...]]
@@ -52,7 +52,7 @@ GROUPS = {
         Option("checkpoint_path", "./checkpoint", str,
                "folder of BMN_checkpoint.pth.tar, BMN_best.pth.tar, metrics.jsonl and opts.json"),
         Option("pth_path", "./checkpoint/" + BEST, str,
-               "checkpoint for --finetune 1 and for inference; where it is not given, the best of --checkpoint_path"),
+               "checkpoint for --finetune 1 and for --mode inference; else the best of --checkpoint_path"),
         Option("resume", "", str,
                "go on from this checkpoint, or 'auto': the last one of --checkpoint_path where there is one"),
     ),
@@ -115,7 +115,7 @@ DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
 
 # Options that decide what the network computes; a checkpoint serves only a network that has the same.
 NETWORK_OPTIONS = ("temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio", "feat_dim")
-# Other names of the feature folder, in the order in which they are asked; the first that is given serves.
+# Options that may name the feature folder; the first of them that is given wins.
 DATA_PATH_NAMES = ("data_path", "data", "feature_path")
 
 

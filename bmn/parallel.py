@@ -1,4 +1,4 @@
-"""Work on many items by several processes, which end as soon as the process that started them is gone."""
+"""Work on many items by several processes, which end after the item in hand when their parent is gone."""
 import multiprocessing
 import os
 import signal
@@ -17,7 +17,7 @@ def processors() -> int:
 
 
 def outcomes(work: Callable[[Any], Any], items: list, processes: Optional[int] = None) -> Iterator[Any]:
-    """Call ``work(item)`` for every item, on several processes, in no order.
+    """Call ``work(item)`` for every item, on several processes, in no particular order.
 
     Args:
         work: function of an item; a closure is welcome, because it is inherited by fork and not pickled.
@@ -50,7 +50,7 @@ def without_errors(found: Iterable[Any]) -> Iterator[Any]:
 class Pool:
     """Helper processes that call ``work(item)``, started by fork when they are needed.
 
-    A helper waits at its end of a pipe. However this process ends, the pipe ends with it, and so does the helper.
+    A helper waits at its end of a pipe. However this process ends, the pipe closes, and then the helper ends too.
     Where the system has no fork, this process does the work itself.
 
     Args:
@@ -77,7 +77,7 @@ class Pool:
             the outcomes that have arrived meanwhile, of these items or earlier ones.
 
         Raises:
-            UserError: a helper was killed.
+            UserError: a helper was killed. Any exception but UserError that ``work`` raised.
         """
         if self._context is None:
             return [_outcome(self.work, item) for item in items]
@@ -120,10 +120,10 @@ class Pool:
         arrived = []
         for pipe in wait([pipe for pipe, count in self._unanswered.items() if count], timeout):
             try:
-                ended, outcome = pipe.recv()
+                failed, outcome = pipe.recv()
             except (EOFError, OSError):
                 raise self._lost() from None
-            if ended:
+            if failed:
                 raise outcome
             self._unanswered[pipe] -= 1
             arrived.append(outcome)

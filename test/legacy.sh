@@ -19,7 +19,7 @@ find_python37() {
     done
 }
 
-# The environment of one version, made anew when its requirements have changed. Its mark is written last.
+# The environment of one version, made again when its requirements have changed. Its mark is written last.
 make_environment() {
     local folder=.venv-$1 wanted
     wanted=$(echo "${test_packages[@]}" | cat - "$1_requirements.txt" | cksum)

@@ -17,8 +17,8 @@ import numpy as np
 from bmn.errors import UserError
 
 ALIGNMENT = 4096
-RENEW = 256                 # reads after which the map is made anew, so that its pages do not count as ours for ever
-LONGEST_HEADER = 100 << 20  # bytes, as the safetensors library has it
+RENEW = 256                 # reads after which the file is mapped again, so that pages stop counting as our memory
+LONGEST_HEADER = 100000000  # bytes; the limit of the safetensors library
 _DTYPES = {"float32": "F32", "float16": "F16"}
 _VERSION_1 = b"BMN packed features, version 1\n"
 
@@ -97,7 +97,7 @@ class PackedFeatures:
         length = int.from_bytes(self._file.read(8), "little")
         if is_of_version_1(self.path):
             raise UserError("%s was packed by version 1.0 of this program: give the folder of its features instead, "
-                            "which are packed anew" % self.path)
+                            "which is packed again" % self.path)
         if not 2 <= length <= min(size - 8, LONGEST_HEADER):
             raise UserError("%s is no packed feature file (safetensors), or is truncated: check the path" % self.path)
         try:
@@ -145,7 +145,7 @@ class PackedFeatures:
         return self.read(name).T, True
 
     def read(self, name: str) -> np.ndarray:
-        """float32 [C, T] of a video, a copy of one's own."""
+        """float32 [C, T] of a video, a copy that the caller may change."""
         if self._map is None or self._reads == RENEW:
             content = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             shape = len(self._index), self.feat_dim, self.temporal_scale

@@ -1,4 +1,4 @@
-"""Mixed precision: --opt_level and --loss_scale, by whatever this device and this PyTorch have for it.
+"""Mixed precision: --opt_level and --loss_scale, with what this device and this PyTorch provide.
 
 O0 is float32 throughout. O1 computes convolutions and matrix products in half precision and keeps the weights in
 float32: float16 with a scaled loss on NPU and CUDA, bfloat16, which needs no scaling, on a CPU. O2, half-precision
@@ -38,7 +38,7 @@ class Plain:
         return network, optimizer
 
     def step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer):
-        """Compute the gradients of ``loss`` anew, and make a step with them unless they overflowed."""
+        """Compute the gradients of ``loss`` and make a step with them; where they overflow, the step is left out."""
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -63,13 +63,13 @@ class Scaled:
 
     def __init__(self, description: str, kind: str, autocast: Callable, scaler: Callable, scale: Optional[float]):
         self.description, self.autocast, self.skipped = description, autocast, 0
-        self._adapts, self._update = scale is None, ()
+        self._adapts, self._fixed_scale = scale is None, ()
         if scale is None:
             self.scaler = scaler()
         elif kind == "npu":
             self.scaler = scaler(init_scale=scale, dynamic=False)
         else:       # PyTorch's adapts, unless every update says what the scale is
-            self.scaler, self._update = scaler(init_scale=scale), (scale,)
+            self.scaler, self._fixed_scale = scaler(init_scale=scale), (scale,)
 
     def prepare(self, network, optimizer=None):
         return network, optimizer
@@ -80,14 +80,14 @@ class Scaled:
         counted = _Counted(optimizer)
         self.scaler.step(counted)
         self.skipped += counted.steps == 0
-        self.scaler.update(*self._update)
+        self.scaler.update(*self._fixed_scale)
 
     def state_dict(self):
         return {"kind": "scaler", "skipped": self.skipped, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state):
         self.skipped = int(state["skipped"])
-        if state["kind"] == "scaler" and self._adapts:      # a scale that was given is given again
+        if state["kind"] == "scaler" and self._adapts:      # a fixed scale comes from --loss_scale
             self.scaler.load_state_dict(state["scaler"])
 
 
@@ -158,7 +158,7 @@ def choose(kind: str, opt_level: str, loss_scale: float) -> Union[Plain, Scaled,
         loss_scale: a number, or -1 for one that adapts.
 
     Raises:
-        UserError: this level is not to be had here.
+        UserError: this level is not available here.
     """
     if opt_level == "O0":
         _exact_float32(kind)

@@ -1,8 +1,8 @@
 """The machine: NPU, CUDA or CPU, one process or many.
 
 Import this module before torch. Otherwise ``import torch`` loads an installed torch_npu by itself, and fails where CANN
-is missing. Devices are known by name in bmn/machine. Elsewhere only these look at the kind of device: the choice of
-bags or dense (bmn/network/boundary_matching.py, models.py), dataset.default_workers and main.load.
+is missing. Devices are known by name in bmn/machine. Elsewhere only these look at the kind of device:
+BoundaryMatching.uses_bags, BMN._skips_cells, dataset.default_workers and main.load.
 """
 import os
 

@@ -93,7 +93,7 @@ class BoundaryMatching:
         self._constants = DeviceConstants()
 
     def __reduce__(self):
-        return type(self), self.options         # copied and pickled as its options, and built anew
+        return type(self), self.options         # copied and pickled as its options, and built again
 
     def __call__(self, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """The contracted samples plus the Conv3d's bias.

@@ -9,12 +9,12 @@ The map at T = 5, indices start and end:
           3       . . . p p
           4       . . . . p
 
-The cells below the diagonal enter the convolutions all equal. A 3x3 convolution tells apart those that lie within two
-diagonals of a proposal, or beside the border of the map; the second one reaches as far again. What lies deeper stays
-equal. So only the proposals and this fringe are computed, T(T+1)/2 cells and a little instead of T * T, which makes a
-training step 30 % shorter (docs/performance.md). They are kept as rows of a matrix. A convolution first puts the rows
-of the three cells above each other side by side (three times the numbers, where an unfolding takes nine), and is then
-a one-dimensional one along rows of cells, at the speed of the library's own.
+All cells below the diagonal enter the convolutions with equal values. After one 3x3 convolution those within two
+diagonals of a proposal, or next to the border, differ; after two, those within four diagonals, or two cells in from
+the border. The others are still equal. So only the proposals and this fringe are computed, T(T+1)/2 cells and a little
+instead of T * T, which makes a training step 30 % shorter (docs/performance.md). They are kept as rows of a matrix. A
+convolution first puts the rows of three cells above each other side by side (three times the numbers, where im2col
+needs nine times), and is then a one-dimensional one along rows of cells, at the speed of the library's own.
 """
 import numpy as np
 import torch
@@ -75,14 +75,18 @@ class CellConvolutions:
                                         [np.maximum(start, tscale - 3), np.minimum(end, 2)]))
         self.first = _CellConvolution(_neighbourhood(wanted), source, tscale * (tscale + 1) // 2 + 1)
         self.second = _CellConvolution(wanted, self.first.row, self.first.rows)
+        # Cells that are not wanted get row 0; models.py sets them to 0 afterwards.
         self.row = torch.from_numpy(np.maximum(self.second.row[equal_cell], 0).ravel())
 
     def __reduce__(self):
-        return type(self), self.options         # copied and pickled as its options, and built anew
+        return type(self), self.options         # copied and pickled as its options, and built again
 
 
 class _CellConvolution:
-    """One convolution: from rows of the previous layer to rows of this one, an unused row at either end of a run.
+    """One convolution: from rows of the previous layer to rows of this one.
+
+    The wanted cells of a row of the map form runs. Each run gets an unused row before and after it, so that the
+    one-dimensional convolution does not mix neighbouring runs.
 
     Args:
         wanted: bool [T, T], the cells to compute.
@@ -119,7 +123,7 @@ class _CellConvolution:
 
 
 class _Convolve(torch.autograd.Function):
-    """Reads its input again for the gradient: that is cheaper than keeping it thrice."""
+    """Gathers its columns again for the gradient, which is cheaper than to keep three copies of its input."""
 
     @staticmethod
     def forward(ctx, rows, weight, bias, cells):

@@ -23,7 +23,6 @@ from bmn.options import DEFAULTS, NETWORK_OPTIONS
 from bmn.training import unpickling
 
 LAST = "BMN_checkpoint.pth.tar"
-BEST = "BMN_best.pth.tar"
 
 FORMAT = "BMN checkpoint 1"
 _SEAL = b"\nBMN checkpoint, SHA-256 of what stands before: "

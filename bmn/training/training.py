@@ -49,7 +49,7 @@ class Training:
         return is_best
 
     def state_dict(self) -> dict:
-        """All that a run needs to go on as if it had never stopped, but for the random numbers of each rank."""
+        """All that a run needs to go on as if it had never stopped, except the random numbers of each rank."""
         return {"epoch": self.epochs_done, "state_dict": self.network.state_dict(),
                 "optimizer": _with_whole_steps(self.optimizer.state_dict()), "scheduler": self.scheduler.state_dict(),
                 "precision": self.precision.state_dict(), "best_loss": self.best_loss, "options": self.options,
@@ -66,7 +66,7 @@ class Training:
             raise UserError("checkpoint %s holds a network but no state of a run ('%s' is missing): start from it with "
                             "--finetune 1 --pth_path instead of --resume" % (state["path"], missing[0]))
         checkpoint.put_network(state, self.network)
-        # PyTorch would quietly take those of the checkpoint.
+        # PyTorch would silently take the values of the checkpoint.
         checkpoint.check_options(state, {name: self.options[name] for name in _CANNOT_CHANGE})
         try:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -79,7 +79,7 @@ class Training:
 
 
 def _with_whole_steps(state):
-    """An optimizer's state with steps counted in numbers, which every PyTorch reads; today's counts them in tensors."""
+    """An optimizer's state with step counts as numbers, which every PyTorch reads; today's stores them as tensors."""
     steps = {key: dict(value, step=int(value["step"])) if "step" in value else value
              for key, value in state["state"].items()}
     return dict(state, state=steps)

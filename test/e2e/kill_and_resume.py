@@ -18,6 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 import main  # isort: skip
 
 from bmn.errors import run_as_program
+from bmn.options import BEST
 from bmn.training import checkpoint
 
 
@@ -38,7 +39,7 @@ def start(options, log):
 
 def epochs_done():
     """{file name: epochs done} of the checkpoints; an error where one cannot be read."""
-    paths = [os.path.join("checkpoint", name) for name in (checkpoint.LAST, checkpoint.BEST)]
+    paths = [os.path.join("checkpoint", name) for name in (checkpoint.LAST, BEST)]
     return {os.path.basename(path): checkpoint.read(path)["epoch"] for path in paths if os.path.exists(path)}
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, SMALL, Workshop
 
 from bmn.machine.device import TORCH
+from bmn.options import BEST
 from bmn.training import checkpoint
 
 COMMON = ("--device", "cpu") + SMALL + ("--num_sample", "2", "--num_workers", "0", "--batch_size", "8")
@@ -57,7 +58,7 @@ def tensors(value, path=""):
 def same_run(workshop, one, other):
     """Both folders hold the same run to the last digit: losses, weights, optimizer, random states."""
     assert losses(workshop, one) == losses(workshop, other)
-    for name in (checkpoint.LAST, checkpoint.BEST):
+    for name in (checkpoint.LAST, BEST):
         states = [checkpoint.read(str(workshop.folder / folder / name)) for folder in (one, other)]
         found, wanted = (tensors(state) for state in states)
         assert list(found) == list(wanted)
@@ -93,6 +94,7 @@ def test_kills_at_random_moments_change_nothing(workshop):
 
 SAVING = """
 import os, random, signal, sys, time, torch
+from bmn.options import BEST
 from bmn.training import checkpoint
 generator, kills = random.Random(1), 0
 state = {"epoch": 0, "state_dict": {"a": torch.zeros(200000)}}

@@ -107,3 +107,15 @@ def test_finetune_starts_from_the_checkpoint(workshop):
     first, second = ([line["validation"]["total"] for line in epochs_of(workshop, folder)]
                      for folder in ("first", "second"))
     assert second == pytest.approx([min(first)], rel=1e-6) and min(first) != first[0]
+
+
+def test_full_mode_evaluates_the_network_that_it_trained(workshop):
+    """... and not the one in --pth_path that fine-tuning started from."""
+    small = ("--save_csv", 0, "--opt_level", "O0")
+    succeeded(workshop.main("--train_epochs", 1, "--checkpoint_path", "first"))
+    succeeded(workshop.main("--mode", "full", "--train_epochs", 1, "--checkpoint_path", "second", "--training_lr",
+                            "0.01", "--finetune", 1, "--pth_path", "first/BMN_best.pth.tar", *small))
+    full = workshop.text("output/result_proposal.json")
+    for folder, is_evaluated in (("first", False), ("second", True)):
+        succeeded(workshop.main("--mode", "inference", "--pth_path", folder + "/BMN_best.pth.tar", *small))
+        assert (workshop.text("output/result_proposal.json") == full) is is_evaluated
