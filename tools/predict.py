@@ -47,13 +47,14 @@ def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
     Raises:
         UserError: the checkpoint cannot be used, or the options contradict it or each other.
     """
-    recorded = checkpoint.read(args.checkpoint).get("options")
+    state = checkpoint.read(args.checkpoint)
+    recorded = state.get("options")
     opt = {name: recorded[name] for name in RECORDED if isinstance(recorded, dict) and name in recorded}
     opt.update((name, getattr(args, name)) for name in RECORDED if getattr(args, name) is not None)
     opt = with_defaults(dict(opt, device=args.device))
     opts.check_together(opt)
     network = BMN(opt)
-    checkpoint.load_network(args.checkpoint, network)
+    checkpoint.put_network(state, network)
     return network, opt
 
 

@@ -33,22 +33,6 @@ _ABANDONED = 600        # seconds; an older temporary file was left by a run tha
 _OPTION_OF_TENSOR = {"x_1d_b.0.weight": "feat_dim", "x_3d_p.0.weight": "num_sample", "sample_mask": "temporal_scale"}
 
 
-def load_network(path: str, model: Any) -> Dict[str, Any]:
-    """Load the network of any checkpoint that :func:`read` accepts into ``model``, a models.BMN.
-
-    Returns:
-        The rest of the checkpoint, a dict: "epoch" (0 where unknown), "path", and in our own files the state of the
-        run.
-
-    Raises:
-        UserError: as in :func:`read` and :func:`put_network`.
-    """
-    state = read(path)
-    put_network(state, model)
-    del state["state_dict"]
-    return state
-
-
 def save(path: str, state: Dict[str, Any]) -> None:
     """Write the checkpoint ``state``. If this process is killed, the complete old file or the complete new one remains.
 

@@ -68,7 +68,7 @@ def test_half_precision_is_written_and_read(tmp_path, convert, ours, network):
         tensors = torch.load(str(tmp_path / form))["state_dict"]
         assert {str(tensor.dtype) for name, tensor in tensors.items() if "mask" not in name} == {"torch.float16"}
         model = BMN(SMALL)
-        checkpoint.load_network(str(tmp_path / form), model)
+        checkpoint.put_network(checkpoint.read(str(tmp_path / form)), model)
         assert all(torch.equal(model.state_dict()[name], tensor.half().float())
                    for name, tensor in network.state_dict().items())
 

@@ -43,6 +43,13 @@ def refusal(action, *arguments):
     return sentence
 
 
+def load_network(path, model):
+    """Returns what the checkpoint holds."""
+    state = checkpoint.read(path)
+    checkpoint.put_network(state, model)
+    return state
+
+
 def same(found, wanted):
     return list(found) == list(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -75,8 +82,9 @@ def test_accepted_forms(tmp_path, network, prefix, masked, bare, zipped):
     path = str(tmp_path / "x.pth")
     torch.save(tensors if bare else {"epoch": 9, "state_dict": tensors}, path, _use_new_zipfile_serialization=zipped)
     model = BMN(SMALL)
-    rest = checkpoint.load_network(path, model)
-    assert rest == {"epoch": 0 if bare else 9, "path": path}
+    state = load_network(path, model)
+    assert (state["epoch"], state["path"]) == (0 if bare else 9, path)
+    assert set(state) == {"epoch", "path", "state_dict"}
     assert same(model.state_dict(), network.state_dict())
 
 
@@ -84,7 +92,7 @@ def test_half_precision_is_cast(tmp_path, network):
     half = OrderedDict((name, tensor.half()) for name, tensor in network.state_dict().items())
     torch.save({"epoch": 1, "state_dict": half}, str(tmp_path / "half.pth"))
     model = BMN(SMALL)
-    checkpoint.load_network(str(tmp_path / "half.pth"), model)
+    load_network(str(tmp_path / "half.pth"), model)
     assert same(model.state_dict(), {name: tensor.float() for name, tensor in half.items()})
 
 
@@ -121,7 +129,7 @@ def test_tensors_that_an_npu_wrote_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("option", "value"), [("feat_dim", 12), ("num_sample", 5)])
 def test_a_tensor_of_another_shape_is_named_with_its_option(tmp_path, option, value):
     torch.save({"epoch": 1, "state_dict": BMN(dict(SMALL, **{option: value})).state_dict()}, str(tmp_path / "x.pth"))
-    sentence = refusal(checkpoint.load_network, str(tmp_path / "x.pth"), BMN(SMALL))
+    sentence = refusal(load_network, str(tmp_path / "x.pth"), BMN(SMALL))
     tensor, there, here = {"feat_dim": ("x_1d_b.0.weight", "(256, 3, 3)", "(256, 2, 3)"),
                            "num_sample": ("x_3d_p.0.weight", "(512, 256, 5, 1, 1)", "(512, 256, 4, 1, 1)")}[option]
     for part in (str(tmp_path / "x.pth"), tensor, there, here, "--" + option):
@@ -131,14 +139,14 @@ def test_a_tensor_of_another_shape_is_named_with_its_option(tmp_path, option, va
 def test_another_temporal_scale_shows_in_the_mask(tmp_path, network):
     tensors = dict(network.state_dict(), sample_mask=torch.zeros(10, 400))
     torch.save({"epoch": 1, "state_dict": tensors}, str(tmp_path / "x.pth"))
-    sentence = refusal(checkpoint.load_network, str(tmp_path / "x.pth"), BMN(SMALL))
+    sentence = refusal(load_network, str(tmp_path / "x.pth"), BMN(SMALL))
     assert "sample_mask is (10, 400) there and (8, 256) here" in sentence and "--temporal_scale" in sentence
 
 
 @pytest.mark.parametrize(("option", "value"), [("temporal_scale", 10), ("num_sample_perbin", 2),
                                                ("prop_boundary_ratio", 0.25)])
 def test_options_that_no_shape_shows_are_compared(written, option, value):
-    sentence = refusal(checkpoint.load_network, written, BMN(dict(SMALL, **{option: value})))
+    sentence = refusal(load_network, written, BMN(dict(SMALL, **{option: value})))
     assert "--%s %s, but here it is %s" % (option, SMALL[option], value) in sentence
 
 
@@ -149,7 +157,7 @@ def test_names_of_another_network_are_refused(tmp_path, network):
             (dict(network.state_dict(), other=torch.zeros(1)), "has the unknown other"),
             ({"fc.weight": torch.zeros(3)}, "lacks x_1d_b.0.weight")):
         torch.save(tensors, str(tmp_path / "x.pth"))
-        assert expected in refusal(checkpoint.load_network, str(tmp_path / "x.pth"), BMN(SMALL))
+        assert expected in refusal(load_network, str(tmp_path / "x.pth"), BMN(SMALL))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -157,7 +165,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, network, number):
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     tensors["x_1d_e.2.bias"][0] = number
     torch.save(tensors, str(tmp_path / "x.pth"))
-    sentence = refusal(checkpoint.load_network, str(tmp_path / "x.pth"), BMN(SMALL))
+    sentence = refusal(load_network, str(tmp_path / "x.pth"), BMN(SMALL))
     assert "not finite (in x_1d_e.2.bias)" in sentence and str(tmp_path / "x.pth") in sentence
 
 
