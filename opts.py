@@ -60,8 +60,12 @@ def _spelling(argument):
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def check_together(opt: dict):
-    """UserError where options of the complete dict ``opt`` contradict each other."""
+def check_together(opt: dict) -> None:
+    """Check a complete dict of options.
+
+    Raises:
+        UserError: options contradict each other.
+    """
     if opt["finetune"] and opt["resume"]:
         raise UserError("--finetune 1 starts a new run from --pth_path, and --resume goes on with a run: give only one")
     if opt["soft_nms_low_thres"] > opt["soft_nms_high_thres"]:

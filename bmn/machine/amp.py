@@ -10,6 +10,8 @@ import contextlib
 from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
+from torch.nn import Module
+from torch.optim import Optimizer
 
 from bmn.errors import UserError
 from bmn.machine.device import TORCH
@@ -29,7 +31,7 @@ class Plain:
     def __init__(self, description: str, autocast: Callable = contextlib.nullcontext):
         self.description, self.autocast, self.skipped = description, autocast, 0
 
-    def prepare(self, network: torch.nn.Module, optimizer: Optional[torch.optim.Optimizer] = None):
+    def prepare(self, network: Module, optimizer: Optional[Optimizer] = None) -> Tuple[Module, Optional[Optimizer]]:
         """Make ready a network, on its device and not yet wrapped, and its optimizer (None for inference).
 
         Returns:
@@ -37,7 +39,7 @@ class Plain:
         """
         return network, optimizer
 
-    def step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer):
+    def step(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         """Compute the gradients of ``loss`` and make a step with them; where they overflow, the step is left out."""
         optimizer.zero_grad()
         loss.backward()
@@ -47,7 +49,7 @@ class Plain:
         """What resuming needs: numbers and names."""
         return {"kind": "none", "skipped": self.skipped}
 
-    def load_state_dict(self, state: dict):
+    def load_state_dict(self, state: dict) -> None:
         """Go on from there; the scaling of another class does not fit here and is left out."""
         self.skipped = int(state["skipped"])
 
@@ -71,10 +73,10 @@ class Scaled:
         else:       # PyTorch's adapts, unless every update says what the scale is
             self.scaler, self._fixed_scale = scaler(init_scale=scale), (scale,)
 
-    def prepare(self, network, optimizer=None):
+    def prepare(self, network: Module, optimizer: Optional[Optimizer] = None) -> Tuple[Module, Optional[Optimizer]]:
         return network, optimizer
 
-    def step(self, loss, optimizer):
+    def step(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         counted = _Counted(optimizer)
@@ -82,10 +84,10 @@ class Scaled:
         self.skipped += counted.steps == 0
         self.scaler.update(*self._fixed_scale)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"kind": "scaler", "skipped": self.skipped, "scaler": self.scaler.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.skipped = int(state["skipped"])
         if state["kind"] == "scaler" and self._adapts:      # a fixed scale comes from --loss_scale
             self.scaler.load_state_dict(state["scaler"])
@@ -109,7 +111,7 @@ class Apex:
         if kind == "npu":
             self._how["combine_grad"] = True        # Ascend's own: unscale all gradients in one piece
 
-    def prepare(self, network, optimizer=None):
+    def prepare(self, network: Module, optimizer: Optional[Optimizer] = None) -> Tuple[Module, Optional[Optimizer]]:
         # O1 changes torch for all models: once is enough, and twice would cast everything twice.
         if self._torch_is_patched and optimizer is None:
             return network, None
@@ -118,7 +120,7 @@ class Apex:
             return self._apex.initialize(network, **self._how), None
         return self._apex.initialize(network, optimizer, **self._how)
 
-    def step(self, loss, optimizer):
+    def step(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         optimizer.zero_grad()
         with self._apex.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
@@ -126,10 +128,10 @@ class Apex:
         self.skipped += bool(getattr(getattr(optimizer, "_amp_stash", None), "already_patched", False))
         optimizer.step()
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"kind": "apex", "skipped": self.skipped, "apex": self._apex.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.skipped = int(state["skipped"])
         if state["kind"] == "apex":
             self._apex.load_state_dict(state["apex"])

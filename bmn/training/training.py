@@ -34,10 +34,12 @@ class Training:
 
     @property
     def epochs_done(self) -> int:
+        """Number of epochs whose record is in ``metrics``."""
         return len(self.metrics)
 
     @property
     def learning_rate(self) -> float:
+        """Learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
     def end_epoch(self, metrics: dict, validation_loss: float) -> bool:
@@ -55,7 +57,7 @@ class Training:
                 "precision": self.precision.state_dict(), "best_loss": self.best_loss, "options": self.options,
                 "metrics": self.metrics}
 
-    def load_state_dict(self, state: dict):
+    def load_state_dict(self, state: dict) -> None:
         """Go on from ``state``, as ``checkpoint.read`` returns it.
 
         Raises:
