@@ -20,11 +20,16 @@ COMMON = ("--device", "cpu") + SMALL + ("--num_workers", "0", "--batch_size", "8
 pytestmark = pytest.mark.skipif(OLD == [""], reason="make test-legacy runs this, with PyTorch 1.5 and 1.8")
 
 
-def run(python, folder, *args, launcher=()):
-    """main.py under one of the interpreters; returns its output."""
+def start(python, folder, *args, launcher=()):
+    """main.py under one of the interpreters; returns the finished process."""
     command = [python, *launcher, os.path.join(ROOT, "main.py"), *COMMON, *map(str, args)]
-    done = subprocess.run(command, cwd=str(folder), env=Workshop.environment(), capture_output=True, text=True,
+    return subprocess.run(command, cwd=str(folder), env=Workshop.environment(), capture_output=True, text=True,
                           timeout=300, check=False)
+
+
+def run(python, folder, *args, launcher=()):
+    """The output of main.py, which must succeed."""
+    done = start(python, folder, *args, launcher=launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -71,9 +76,19 @@ def test_two_processes(runs, tmp_path, sample_data, python):
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     launcher = ("-m", "torch.distributed.launch", "--nproc_per_node", "2", "--master_port", str(port))
-    log = run(python, tmp_path, "--mode", "train", "--train_epochs", "1", "--profile", "trace", launcher=launcher)
+    log = run(python, tmp_path, "--mode", "train", "--train_epochs", "1", launcher=launcher)
     assert log.count("Epoch: 0,FPS") == 1 and "2 processes over gloo" in log
-    assert len(os.listdir(str(tmp_path / "trace"))) == 1
     saved = runs[python] / "checkpoint" / "BMN_checkpoint.pth.tar"
     run(python, tmp_path, "--mode", "inference", "--pth_path", saved, launcher=launcher)
     assert proposals(tmp_path) == proposals(runs[python])
+
+
+@pytest.mark.parametrize("python", OLD)
+def test_a_trace_or_a_refusal_at_the_start(tmp_path, sample_data, python):
+    (tmp_path / "data").symlink_to(sample_data)
+    done = start(python, tmp_path, "--mode", "train", "--train_epochs", "1", "--profile", "trace")
+    if subprocess.check_output([python, "-c", "import torch; print(hasattr(torch, 'profiler'))"]) == b"True\n":
+        assert done.returncode == 0 and len(os.listdir(str(tmp_path / "trace"))) == 1
+    else:
+        assert done.returncode == 1 and done.stderr.startswith("error: --profile needs PyTorch 1.8.1 or later")
+        assert "videos" not in done.stdout and done.stderr.count("\n") == 1
