@@ -5,6 +5,12 @@ eight cards     torchrun --nproc_per_node=8 main.py --mode full --data_path DIR 
 new proposals   python3 main.py --mode inference --data_path DIR --pth_path checkpoint/BMN_best.pth.tar
 detection       python3 main.py --mode detection --classification_file FILE
 """
+from bmn.errors import UserError, command_line, run_as_program
+from opts import parse_opt
+
+if __name__ == "__main__":      # before PyTorch is imported: --help and a mistake in an option are answered at once
+    ARGUMENTS = command_line(parse_opt)
+
 from bmn.machine import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
 import contextlib
 import functools
@@ -19,7 +25,6 @@ import post_processing
 from bmn.data.annotations import read_videos
 from bmn.data.features import open_features
 from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
-from bmn.errors import UserError, run_as_program
 from bmn.files import check_writable, replacing, write_json
 from bmn.machine import amp
 from bmn.network.onnx_network import OnnxNetwork
@@ -32,15 +37,14 @@ from dataset import VideoDataSet, default_workers
 from detection import evaluate_detection
 from eval import evaluation_proposal
 from models import BMN
-from opts import parse_opt
 from report import write_report
 
 LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss: %.03f, pem reg_loss: %.03f, "
              "total_loss: %.03f")
 
 
-def main():
-    opt = vars(parse_opt())
+def main(arguments):
+    opt = vars(arguments)
     with device.setup(opt) as runtime:
         if runtime.is_main:         # the machines of a run need not share a disk
             check_files(opt, runtime)
@@ -237,4 +241,4 @@ def maps_of_videos(videos, network, runtime, precision, names):
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_as_program(main, ARGUMENTS)

@@ -57,7 +57,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, name) for name in ("reference.onnx", "ours.onnx")]
         export_reference(theirs, paths[0])
-        export(ours, paths[1], batch=0, opset=11, exporter="old")
+        export(ours, paths[1], batch=0, opset=11, exporter="auto")
         sizes = [os.path.getsize(path) / 1e6 for path in paths]
         sessions, loading = zip(*map(load, paths))
     rows = [("file (MB)", sizes), ("loading (s)", loading)]

@@ -2,6 +2,8 @@
 import multiprocessing
 import os
 import signal
+import sys
+import warnings
 from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
@@ -14,6 +16,18 @@ CHUNK = 8       # items that a helper gets at a time
 def processors() -> int:
     """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_method() -> Optional[str]:
+    """How workers start that could start in any way: None where the caller has called set_start_method, else "fork".
+
+    Python 3.14 would take forkserver. Then each worker imports PyTorch, for seconds, at the beginning of each epoch,
+    and a forked one has it. The workers use no device and start no thread, so a fork is safe. Where the system has no
+    fork, or cannot be trusted with it (macOS), this is None as well: Python's own choice.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    forks = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    return "fork" if chosen is None and forks else None
 
 
 def outcomes(work: Callable[[Any], Any], items: list, processes: Optional[int] = None) -> Iterator[Any]:
@@ -48,7 +62,9 @@ def without_errors(found: Iterable[Any]) -> Iterator[Any]:
 
 
 class Pool:
-    """Helper processes that call ``work(item)``, started by fork when they are needed.
+    """Helper processes that call ``work(item)``, started when they are needed.
+
+    They are started by fork, whatever start method Python prefers, because ``work`` need not be picklable.
 
     A helper waits at its end of a pipe. However this process ends, the pipe closes, and then the helper ends too.
     Where the system has no fork, this process does the work itself.
@@ -109,7 +125,9 @@ class Pool:
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
         helper = self._context.Process(target=self._serve, args=(theirs, [*self._unanswered, ours]), daemon=True)
-        helper.start()
+        with warnings.catch_warnings():         # of a fork beside threads: a helper needs no lock that they may hold
+            warnings.simplefilter("ignore", DeprecationWarning)
+            helper.start()
         theirs.close()          # so that the death of the helper is the end of the pipe
         self.helpers.append(helper)
         self._unanswered[ours] = 0

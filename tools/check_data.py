@@ -5,22 +5,28 @@
 The tool accepts main.py's options. It lists every problem that would stop a run, and then exits with status 1. Things
 that are merely odd are counted. Nothing is written.
 """
+import argparse
 import os
-import signal
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bmn.errors import UserError, command_line, run_as_program
+from opts import parse_opt
+
+if __name__ == "__main__":      # before the imports that take seconds
+    ARGUMENTS = command_line(lambda: parse_opt(description=__doc__.split("\n")[0]))
+
+import signal
 from collections import Counter
 from typing import Dict, List, Tuple
 
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn import parallel
 from bmn.data import segments
 from bmn.data.annotations import read_video_list, read_videos
 from bmn.data.feature_files import few
 from bmn.data.features import UNPACK, open_source
-from bmn.errors import UserError, run_as_program
-from opts import parse_opt
 
 NEEDED = ("train", "validation")        # subsets of a full run
 
@@ -102,8 +108,8 @@ def check_features(opt: dict, names: List[str]) -> List[str]:
     return problems
 
 
-def main() -> None:
-    opt = vars(parse_opt(description=__doc__.split("\n")[0]))
+def main(arguments: argparse.Namespace) -> None:
+    opt = vars(arguments)
     videos = check_annotations(opt)
     problems = check_features(opt, list(videos))
     if problems:
@@ -116,4 +122,4 @@ def main() -> None:
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # so that `| head` on a long list ends without an error
-    run_as_program(main)
+    run_as_program(main, ARGUMENTS)

@@ -11,22 +11,39 @@ converted, and not the state of a run.
 The options are those of the checkpoint where it has them, else those given here, else the defaults. A sample_mask that
 contradicts them is an error, because the new file would not show the contradiction.
 """
+import argparse
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bmn.errors import command_line, run_as_program
+from bmn.options import NETWORK_OPTIONS, OPTIONS
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="any checkpoint of this network")
+    parser.add_argument("target", help="file to write")
+    parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")
+    parser.add_argument("--half", action="store_true", help="store float16")
+    for name in NETWORK_OPTIONS:
+        parser.add_argument("--" + name, type=OPTIONS[name].kind, help="where the checkpoint does not say it")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":      # before the imports that take seconds
+    ARGUMENTS = command_line(parse_arguments)
+
 from bmn.machine import device  # isort: skip  # noqa: F401  (before torch)
-import argparse
 from collections import OrderedDict
 from typing import Any, Dict
 
 import numpy as np
 import torch
 
-from bmn.errors import UserError, run_as_program
+from bmn.errors import UserError
 from bmn.files import check_distinct
 from bmn.network.boundary_matching import sampling_weights
-from bmn.options import NETWORK_OPTIONS, OPTIONS
 from bmn.training import checkpoint
 from models import BMN
 
@@ -82,15 +99,8 @@ def _spelled(options):
     return " ".join("--%s %s" % item for item in options.items())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="any checkpoint of this network")
-    parser.add_argument("target", help="file to write")
-    parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")
-    parser.add_argument("--half", action="store_true", help="store float16")
-    for name in NETWORK_OPTIONS:
-        parser.add_argument("--" + name, type=OPTIONS[name].kind, help="where the checkpoint does not say it")
-    given = vars(parser.parse_args())
+def main(arguments: argparse.Namespace) -> None:
+    given = vars(arguments)
     check_distinct(given["source"], given["target"])
     state = checkpoint.read(given["source"])
     options = checkpoint.network_options(state, given)
@@ -101,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_as_program(main, ARGUMENTS)

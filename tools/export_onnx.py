@@ -7,12 +7,33 @@ The sampling weights of the BM layer, 65 MB as a matrix, are not in the file. Tw
 constants, once, when the file is loaded. Before the file gets its name, onnx.checker checks it, and its outputs in
 onnxruntime are compared with PyTorch's.
 """
+import argparse
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bmn.errors import command_line, run_as_program
+from bmn.options import INDEX, NETWORK_OPTIONS, OPTIONS
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="any checkpoint of this network")
+    parser.add_argument("target", help="file to write")
+    parser.add_argument("--batch", type=INDEX, default=1, help="videos at once; 0: any number (default 1)")
+    parser.add_argument("--opset", type=int, default=11, help="version of ONNX's operators (default 11)")
+    parser.add_argument("--exporter", choices=("auto", "old", "new"), default="auto",
+                        help="old: TorchScript; new: torch.export; auto: new, where PyTorch and onnxscript have it")
+    for name in NETWORK_OPTIONS:
+        parser.add_argument("--" + name, type=OPTIONS[name].kind, help="where the checkpoint does not say it")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":      # before the imports that take seconds
+    ARGUMENTS = command_line(parse_arguments)
+
 from bmn.machine import device  # isort: skip  # noqa: F401  (before torch)
-import argparse
+import importlib.util
 import inspect
 import logging
 import warnings
@@ -21,15 +42,15 @@ from typing import Any, Dict, Iterable
 import numpy as np
 import torch
 
-from bmn.errors import UserError, run_as_program
+from bmn.errors import UserError
 from bmn.files import check_distinct, replacing
 from bmn.network import onnx_network
 from bmn.network.boundary_matching import sampling_weights
-from bmn.options import INDEX, NETWORK_OPTIONS, OPTIONS
 from bmn.training import checkpoint
 from models import BMN
 
 TOLERANCE = 1e-5
+LOWEST_NEW = 18         # the lowest opset that the new exporter writes
 OUTPUTS = list(onnx_network.OUTPUTS)
 
 
@@ -66,7 +87,8 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
         path: the file.
         batch: number of videos in a batch; 0 leaves it open.
         opset: version of ONNX's operators.
-        exporter: "old" (TorchScript), "new" (torch.export), or "auto": the new one from opset 18 on.
+        exporter: "old" (TorchScript, which newer PyTorch warns of), "new" (torch.export, from PyTorch 2.5 on), or
+            "auto": the new one where PyTorch has it and onnxscript is installed.
 
     Raises:
         UserError: a package is missing, this PyTorch does not have the exporter, or the exporter cannot write this
@@ -75,17 +97,19 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
     onnx = onnx_network.import_or_say("onnx", "tools/export_onnx.py")
     has_new = "dynamo" in inspect.signature(torch.onnx.export).parameters
     if exporter == "auto":
-        exporter = "new" if has_new and opset >= 18 else "old"
-    if exporter == "new" and (not has_new or opset < 18):
-        raise UserError("--exporter new needs PyTorch 2.5 and --opset 18 or later, but these are %s and %d: give "
-                        "--exporter old" % (torch.__version__, opset))
+        exporter = "new" if has_new and importlib.util.find_spec("onnxscript") else "old"
+    if exporter == "new" and not has_new:
+        raise UserError("--exporter new needs PyTorch 2.5 or later, but this is %s: give --exporter old"
+                        % torch.__version__)
+    if exporter == "new" and opset < 11:
+        raise UserError("--opset %d is not written by the new exporter: give 11 or later, or --exporter old" % opset)
     weights = sampling_matrix(network)
     kept, network.boundary_matching = network.boundary_matching, None
     how = {"input_names": ["image", "sampling"], "output_names": OUTPUTS, "opset_version": opset}
     if exporter == "new":
         onnx_network.import_or_say("onnxscript", "--exporter new")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        how.update(dynamo=True, external_data=False, verbose=False)
+        how.update(dynamo=True, external_data=False, verbose=False, opset_version=max(opset, LOWEST_NEW))
         if batch == 0:
             how["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch")}, "sampling": None}
     else:
@@ -103,12 +127,38 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
     finally:
         network.boundary_matching = kept
     model = onnx.load(path)
-    if model.opset_import[0].version != opset:      # PyTorch only warns
+    if model.opset_import[0].version != how["opset_version"]:       # PyTorch only warns
         raise UserError("the %s exporter of PyTorch %s wrote opset %d instead of %d: give another --opset"
                         % (exporter, torch.__version__, model.opset_import[0].version, opset))
+    if exporter == "new":
+        lower(model, opset)
     rebuild_sampling(model.graph, network, weights)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def lower(model: Any, opset: int) -> None:
+    """Turn a graph of the new exporter, which writes opset 18 and later, into one of ``opset``, from 11 on.
+
+    onnx's own converter stops at opset 14. Of the operators in this graph two were written otherwise before that. The
+    file's own version goes down as well, and without the exporter's notes, which name files of this machine.
+    """
+    from onnx import helper, numpy_helper
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Squeeze" and opset < 13:            # its axes were an attribute
+            axes = numpy_helper.to_array(constants[node.input.pop()]).tolist()
+            node.attribute.append(helper.make_attribute("axes", axes))
+        if node.op_type == "Reshape" and opset < 14:            # it had no attribute allowzero
+            del node.attribute[:]
+        node.ClearField("metadata_props")
+    used = {name for node in model.graph.node for name in node.input}
+    for name in set(constants) - used:
+        model.graph.initializer.remove(constants[name])
+    for part in (model, model.graph):
+        part.ClearField("metadata_props")
+    model.opset_import[0].version = opset
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)
 
 
 def sampling_matrix(network: BMN) -> np.ndarray:
@@ -192,17 +242,7 @@ def compare(network: BMN, path: str, batches: Iterable[int]) -> Dict[int, float]
     return differences
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="any checkpoint of this network")
-    parser.add_argument("target", help="file to write")
-    parser.add_argument("--batch", type=INDEX, default=1, help="videos at once; 0: any number (default 1)")
-    parser.add_argument("--opset", type=int, default=11, help="version of ONNX's operators (default 11)")
-    parser.add_argument("--exporter", choices=("auto", "old", "new"), default="auto",
-                        help="old: TorchScript; new: torch.export; auto: new from opset 18 on")
-    for name in NETWORK_OPTIONS:
-        parser.add_argument("--" + name, type=OPTIONS[name].kind, help="where the checkpoint does not say it")
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
     check_distinct(args.checkpoint, args.target)
     onnx_network.import_or_say("onnxruntime", "tools/export_onnx.py")
     state = checkpoint.read(args.checkpoint)
@@ -221,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_as_program(main, ARGUMENTS)

@@ -9,19 +9,40 @@ no annotation. So an untrained network scores near chance, and a trained one far
 and segments come from real annotation files, and only the features are invented.
 """
 import argparse
-import csv
-import json
 import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bmn.errors import UserError, command_line, run_as_program
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", default="data", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temporal_scale", type=int, default=100)
+    parser.add_argument("--feat_dim", type=int, default=400)
+    parser.add_argument("--noise", type=float, default=1.0, help="standard deviation of the noise (default: 1)")
+    parser.add_argument("--annotations", help="folder of real annotation files to take the videos from")
+    args = parser.parse_args()
+    if args.videos < 5:
+        raise UserError("--videos %d leaves a subset empty: give at least 5" % args.videos)
+    return args
+
+
+if __name__ == "__main__":      # before the imports that take seconds
+    ARGUMENTS = command_line(parse_arguments)
+
+import csv
+import json
 import zlib
 from typing import Dict, Tuple
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.data.annotations import read_annotations, read_video_list
 from bmn.data.feature_files import write_csv
-from bmn.errors import UserError, run_as_program
 from bmn.files import replacing, write_json
 
 CLASSES = ("Beekeeping", "Bouldering", "Fixing a bicycle", "Fencing", "Juggling clubs", "Making pasta", "Pole vault",
@@ -140,18 +161,7 @@ def write_annotations(folder: str, videos: Dict[str, Tuple[str, float, dict]]) -
         handle.write("\n".join(["action"] + labels) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", default="data", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--temporal_scale", type=int, default=100)
-    parser.add_argument("--feat_dim", type=int, default=400)
-    parser.add_argument("--noise", type=float, default=1.0, help="standard deviation of the noise (default: 1)")
-    parser.add_argument("--annotations", help="folder of real annotation files to take the videos from")
-    args = parser.parse_args()
-    if args.videos < 5:
-        raise UserError("--videos %d leaves a subset empty: give at least 5" % args.videos)
+def main(args: argparse.Namespace) -> None:
     videos = (take_videos(args.annotations, args.videos, args.seed) if args.annotations
               else make_videos(args.videos, args.seed))
     write_annotations(os.path.join(args.output, "activitynet_annotations"), videos)
@@ -165,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_as_program(main, ARGUMENTS)

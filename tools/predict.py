@@ -10,12 +10,39 @@ tools/prepare_features.py. --duration is the length in seconds, or a CSV file wi
 --video_anno the length comes from the annotation file, and the pictures show the annotated actions. The best proposals
 are printed, and all of them are written to --output.
 """
+import argparse
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bmn.errors import UserError, command_line, run_as_program
+from bmn.options import DEFAULTS, INDEX, NETWORK_OPTIONS, OPTIONS, with_defaults
+
+RECORDED = NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", metavar="FEATURES", help="file or folder of features")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
+    length.add_argument("--video_anno", help="annotation file: lengths, and actions for the pictures")
+    parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
+    parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
+    parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
+    parser.add_argument("--top", type=INDEX, default=10, help="proposals to print (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
+    options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
+                                        "as in main.py)")
+    for name in RECORDED:
+        options.add_argument("--" + name, type=OPTIONS[name].kind)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":      # before the imports that take seconds
+    ARGUMENTS = command_line(parse_arguments, "scipy")
+
 from bmn.machine import device  # isort: skip  (before torch)
-import argparse
 import csv
 from typing import Any, Dict, List, Tuple
 
@@ -30,15 +57,12 @@ from bmn.data.annotations import checked_entry, is_number, read_annotations, sam
 from bmn.data.feature_files import EXTENSIONS
 from bmn.data.features import FolderFeatures, open_source
 from bmn.data.segments import proposal_seconds
-from bmn.errors import UserError, run_as_program
 from bmn.files import check_writable
-from bmn.options import DEFAULTS, INDEX, NETWORK_OPTIONS, OPTIONS, with_defaults
 from bmn.results import figures
 from bmn.training import checkpoint
 from models import BMN
 
 SNIPPET = 16        # frames of a raw snippet
-RECORDED = NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
 
 
 def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
@@ -179,8 +203,7 @@ def draw(path: str, name: str, video: dict, maps: Tuple[np.ndarray, ...], found:
     figures.save(figures.prediction(name, proposal_seconds(video), start, end, confidence_map, found, truth), path)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(args: argparse.Namespace) -> None:
     if args.output:
         check_writable(args.output)
     network, opt = open_network(args)
@@ -204,23 +227,5 @@ def main() -> None:
         post_processing.write_result(args.output, videos, found)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", metavar="FEATURES", help="file or folder of features")
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
-    length.add_argument("--video_anno", help="annotation file: lengths, and actions for the pictures")
-    parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
-    parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
-    parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
-    parser.add_argument("--top", type=INDEX, default=10, help="proposals to print (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
-    options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
-                                        "as in main.py)")
-    for name in RECORDED:
-        options.add_argument("--" + name, type=OPTIONS[name].kind)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    run_as_program(main)
+    run_as_program(main, ARGUMENTS)

@@ -11,18 +11,43 @@ With --write_anno FILE, the annotations are written to FILE with the feature_fra
 import argparse
 import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bmn.errors import UserError, command_line, run_as_program
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--input", required=True, help="folder of raw feature files, or an HDF5 file")
+    parser.add_argument("--output", required=True, help="data folder, the --data_path of main.py")
+    parser.add_argument("--video_anno", help="annotation file with duration_second and duration_frame of the videos")
+    parser.add_argument("--method", choices=("snippet", "linear"), default="snippet")
+    parser.add_argument("--temporal_scale", type=int, default=100, help="T (default: %(default)s)")
+    parser.add_argument("--snippet_frames", type=int, default=16, help="frames of a snippet (default: %(default)s)")
+    parser.add_argument("--feat_dim", type=int, default=0, help="C (default: the columns of the first video)")
+    parser.add_argument("--write_anno", help="write the annotations with the right feature_frame to this file")
+    args = parser.parse_args()
+    if not args.video_anno and (args.method == "snippet" or args.write_anno):
+        raise UserError("--method snippet and --write_anno need --video_anno: give the durations of the videos")
+    if args.temporal_scale < 2 or args.snippet_frames < 1:
+        raise UserError("--temporal_scale %d and --snippet_frames %d are too small: give at least 2 and at least 1"
+                        % (args.temporal_scale, args.snippet_frames))
+    return args
+
+
+if __name__ == "__main__":      # before the imports that take seconds
+    ARGUMENTS = command_line(parse_arguments, "scipy")
+
 from typing import Any, Dict, List
 
 import numpy as np
 from scipy.interpolate import interp1d
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn import parallel
 from bmn.data.annotations import read_annotations
 from bmn.data.feature_files import few, write_csv
 from bmn.data.features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
-from bmn.errors import UserError, run_as_program
 from bmn.files import check_writable, write_json
 
 SAMPLES = 3             # samples of a bin
@@ -179,22 +204,7 @@ def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
     return snippets
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="folder of raw feature files, or an HDF5 file")
-    parser.add_argument("--output", required=True, help="data folder, the --data_path of main.py")
-    parser.add_argument("--video_anno", help="annotation file with duration_second and duration_frame of the videos")
-    parser.add_argument("--method", choices=("snippet", "linear"), default="snippet")
-    parser.add_argument("--temporal_scale", type=int, default=100, help="T (default: %(default)s)")
-    parser.add_argument("--snippet_frames", type=int, default=16, help="frames of a snippet (default: %(default)s)")
-    parser.add_argument("--feat_dim", type=int, default=0, help="C (default: the columns of the first video)")
-    parser.add_argument("--write_anno", help="write the annotations with the right feature_frame to this file")
-    args = parser.parse_args()
-    if not args.video_anno and (args.method == "snippet" or args.write_anno):
-        raise UserError("--method snippet and --write_anno need --video_anno: give the durations of the videos")
-    if args.temporal_scale < 2 or args.snippet_frames < 1:
-        raise UserError("--temporal_scale %d and --snippet_frames %d are too small: give at least 2 and at least 1"
-                        % (args.temporal_scale, args.snippet_frames))
+def main(args: argparse.Namespace) -> None:
     if args.write_anno:
         check_writable(args.write_anno)
     snippets = prepare(open_raw(args.input), args)
@@ -206,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_as_program(main, ARGUMENTS)

@@ -4,7 +4,6 @@ import zipfile
 from typing import List
 
 import numpy as np
-import pandas as pd
 
 from bmn.errors import UserError
 from bmn.files import replacing
@@ -19,6 +18,8 @@ def read_csv(path: str) -> np.ndarray:
         UserError: the file is unreadable, has no rows, has rows of different lengths, or holds something else than
             numbers.
     """
+    import pandas as pd         # not above, because it takes half a second, and who reads packed features needs none
+
     try:
         with open(path, "rb") as handle:
             header, _, body = handle.read().partition(b"\n")

@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bmn.errors import UserError
+from bmn.parallel import start_method
 
 BLOCK = 16      # videos of a validation or inference block; the size is fixed, because losses are normalised by batch
 
@@ -60,4 +61,5 @@ def rank_blocks(count: int, rank: int = 0, world_size: int = 1) -> Dict[int, Lis
 def load_batches(dataset: torch.utils.data.Dataset, batches: Iterable[List[int]], num_workers: int,
                  pin_memory: bool = False) -> DataLoader:
     """A DataLoader over ``dataset`` that yields the ``batches``, lists of indices, in order."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
+                      multiprocessing_context=start_method() if num_workers else None)

@@ -1,12 +1,13 @@
-"""Figures. Each has a canvas of its own, so that no global state of matplotlib changes."""
+"""Figures. Each has a canvas of its own, so that no global state of matplotlib changes or matters.
+
+matplotlib is imported when the first figure is made, and not by programs that draw nothing.
+"""
+import contextlib
 import os
+import sys
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecFromSubplotSpec
-from matplotlib.ticker import MaxNLocator
 
 from bmn.errors import UserError
 from bmn.files import replacing
@@ -24,7 +25,7 @@ def area(x: np.ndarray, y: np.ndarray) -> float:
     return (np.diff(x) * (y[1:] + y[:-1]) / 2.0).sum()
 
 
-def save(figure: Figure, path: str) -> None:
+def save(figure: Any, path: str) -> None:
     """Write a figure; the ending of ``path`` gives the format.
 
     Raises:
@@ -42,20 +43,39 @@ def picture_format(path: str) -> str:
         UserError: there is no such format.
     """
     form = os.path.splitext(path)[1][1:].lower() or "png"
-    if form not in FigureCanvasAgg.get_supported_filetypes():
+    if form not in _canvas().get_supported_filetypes():
         raise UserError("%s: there is no picture format '%s'; use .jpg, .png, .pdf or .svg" % (path, form))
     return form
 
 
-def new_figure(size: Tuple[float, float]) -> Figure:
-    """An empty figure; ``size`` is (width, height) in inches."""
+def _canvas():
+    """matplotlib's FigureCanvasAgg.
+
+    A notebook leaves MPLBACKEND in the environment of the programs that it starts, and matplotlib cannot be imported
+    where there is no backend of that name. No figure here needs it, so it is set afterwards, where it can be.
+    """
+    if "matplotlib" not in sys.modules:
+        backend = os.environ.pop("MPLBACKEND", "")
+        import matplotlib
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+            with contextlib.suppress(ValueError):
+                matplotlib.rcParams["backend"] = backend
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    return FigureCanvasAgg
+
+
+def new_figure(size: Tuple[float, float]) -> Any:
+    """An empty matplotlib Figure; ``size`` is (width, height) in inches."""
+    canvas = _canvas()
+    from matplotlib.figure import Figure
     figure = Figure(figsize=size, constrained_layout=True)
-    FigureCanvasAgg(figure)
+    canvas(figure)
     return figure
 
 
 def recall_curve(average_nr_proposals: np.ndarray, average_recall: np.ndarray, recall: np.ndarray,
-                 tiou_thresholds: np.ndarray, style: dict = REFERENCE) -> Figure:
+                 tiou_thresholds: np.ndarray, style: dict = REFERENCE) -> Any:
     """Recall against the average number of proposals, by default as the reference draws it.
 
     Args:
@@ -89,7 +109,7 @@ def _cut(number):
     return int(number * 100) / 100.         # like the reference, which does not round
 
 
-def recall_by_tiou(recall: np.ndarray, tiou_thresholds: np.ndarray) -> Figure:
+def recall_by_tiou(recall: np.ndarray, tiou_thresholds: np.ndarray) -> Any:
     """Recall [H, 100] of the best 1, 5, 10 and 100 proposals against tIoU [H]."""
     figure = new_figure(SMALL)
     axes = figure.add_subplot(1, 1, 1)
@@ -104,7 +124,7 @@ def recall_by_tiou(recall: np.ndarray, tiou_thresholds: np.ndarray) -> Figure:
     return figure
 
 
-def training_curve(epochs: List[dict]) -> Figure:
+def training_curve(epochs: List[dict]) -> Any:
     """Losses of a run; ``epochs`` are the objects of metrics.jsonl, one for each epoch."""
     figure = new_figure(SMALL)
     titles = {"total": "total", "tem": "TEM", "pem_reg": "PEM regression", "pem_cls": "PEM classification"}
@@ -114,7 +134,7 @@ def training_curve(epochs: List[dict]) -> Figure:
         for subset, colour in (("train", START_COLOUR), ("validation", END_COLOUR)):
             axes.plot(numbers, [one[subset][name] for one in epochs], "o-", color=colour, markersize=3.5, label=subset)
         axes.set_title(title, fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(labelsize=9)
         axes.grid(True, alpha=0.4)
         if number == 1:
@@ -125,7 +145,7 @@ def training_curve(epochs: List[dict]) -> Figure:
 
 
 def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, confidence_map: np.ndarray,
-               proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Figure:
+               proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Any:
     """The network's outputs for one video: boundary probabilities, best proposals and the confidence of every pair.
 
     Args:
@@ -146,7 +166,7 @@ def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, c
 
 
 def prediction_in_two(seconds: float, start: np.ndarray, end: np.ndarray, confidence_map: np.ndarray,
-                      proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Tuple[Figure, Figure]:
+                      proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Tuple[Any, Any]:
     """The same as :func:`prediction` in two figures (time axis, confidence), which a page can arrange by its width."""
     time_axis, confidence = new_figure((6.4, 5.4)), new_figure((6.4, 5.4))
     draw_boundaries_and_time_axis(time_axis, time_axis.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
@@ -154,13 +174,13 @@ def prediction_in_two(seconds: float, start: np.ndarray, end: np.ndarray, confid
     return time_axis, confidence
 
 
-def draw_boundaries_and_time_axis(figure: Figure, grid_cell: Any, seconds: float, start: np.ndarray, end: np.ndarray,
+def draw_boundaries_and_time_axis(figure: Any, grid_cell: Any, seconds: float, start: np.ndarray, end: np.ndarray,
                                   proposals: np.ndarray, truth: Sequence[tuple]) -> None:
     """Draw the boundary probabilities above the time axis, with annotated actions shaded.
 
     ``grid_cell`` is a matplotlib SubplotSpec; the other arguments are those of :func:`prediction`.
     """
-    rows = GridSpecFromSubplotSpec(2, 1, subplot_spec=grid_cell, height_ratios=(1, 1.3))
+    rows = grid_cell.subgridspec(2, 1, height_ratios=(1, 1.3))
     curves = figure.add_subplot(rows[0])
     at = np.arange(len(start)) * seconds / len(start)
     curves.plot(at, start, color=START_COLOUR, label="start")
@@ -215,7 +235,7 @@ def _extent(first, last, label, seconds):
     return first, max(last, first + width)
 
 
-def draw_confidence(figure: Figure, grid_cell: Any, seconds: float, confidence_map: np.ndarray,
+def draw_confidence(figure: Any, grid_cell: Any, seconds: float, confidence_map: np.ndarray,
                     truth: Sequence[tuple]) -> None:
     """Draw the confidence (classification times regression) of each pair, with annotated actions as circles.
 

@@ -5,7 +5,6 @@ import os
 from typing import Sequence, Tuple
 
 import numpy as np
-import pandas as pd
 
 from bmn.errors import UserError
 from bmn.files import orjson, replacing
@@ -75,6 +74,7 @@ def write_table(path: str, confidence_map: np.ndarray, start: np.ndarray, end: n
     if orjson:
         rows = orjson.dumps(table, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].replace(b"],[", b"\n") + b"\n"
     else:
+        import pandas as pd
         rows = pd.DataFrame(table).to_csv(header=False, index=False).encode()
     with replacing(path, durable=False) as temporary, open(temporary, "wb") as handle:
         handle.write(",".join(COLUMNS).encode() + b"\n" + rows)

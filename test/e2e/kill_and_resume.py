@@ -20,6 +20,7 @@ import main  # isort: skip
 from bmn.errors import run_as_program
 from bmn.options import BEST
 from bmn.training import checkpoint
+from opts import parse_opt
 
 
 def start(options, log):
@@ -30,7 +31,7 @@ def start(options, log):
     os.dup2(log, 2)
     sys.argv = ["main.py"] + options
     try:
-        run_as_program(main.main)
+        run_as_program(main.main, parse_opt())
     except BaseException as error:
         print(repr(error), flush=True)
         os._exit(1)

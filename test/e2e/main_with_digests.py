@@ -8,6 +8,7 @@ import main  # isort: skip
 
 from bmn.errors import run_as_program
 from bmn.training.training import Training
+from opts import parse_opt
 
 _state_dict = Training.state_dict
 
@@ -21,4 +22,4 @@ def _noted(training):
 
 
 Training.state_dict = _noted
-run_as_program(main.main)
+run_as_program(main.main, parse_opt())

@@ -7,32 +7,32 @@ import pytest
 import small_data
 
 from bmn.errors import UserError
+from opts import parse_opt
 
 
-def run(monkeypatch, opt):
+def run(opt):
     names = ("video_info", "video_anno", "data_path", "temporal_scale", "feat_dim")
-    monkeypatch.setattr("sys.argv", ["check_data.py"] + ["--%s=%s" % (name, opt[name]) for name in names])
-    check_data.main()
+    check_data.main(parse_opt(["--%s=%s" % (name, opt[name]) for name in names]))
 
 
-def test_good_data_passes_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+def test_good_data_passes_and_nothing_is_written(tmp_path, capsys):
     opt = small_data.make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    run(monkeypatch, opt)
+    run(opt)
     out = capsys.readouterr().out
     assert "5 videos (training 3, validation 2)" in out and "5 actions of 1 classes in the 5 videos" in out
     assert "all 5 videos of train and validation can be used: T = 10, C = 6" in out and "odd" not in out
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_everything_that_is_wrong_is_listed(tmp_path, monkeypatch, capsys):
+def test_everything_that_is_wrong_is_listed(tmp_path, capsys):
     opt = small_data.make(tmp_path)
     folder = os.path.join(opt["data_path"], "csv_mean_10")
     os.remove(os.path.join(folder, "v_d.csv"))
     small_data.write_csv(os.path.join(folder, "v_b.csv"), np.ones((9, 6)))
     small_data.write_csv(os.path.join(folder, "v_c.csv"), np.full((10, 6), np.nan))
     with pytest.raises(UserError, match="3 of 5 videos cannot be used"):
-        run(monkeypatch, opt)
+        run(opt)
     out = capsys.readouterr().out
     assert "features of 4 of 5 videos" in out and "unzip" in out
     for part in ("v_b.csv has 9 rows", "v_c.csv has nan", "video v_d has no features"):
@@ -48,7 +48,7 @@ def test_everything_that_is_wrong_is_listed(tmp_path, monkeypatch, capsys):
     ({"annotations": [{"segment": [2, 4]}]}, "1 actions have no label"),
     ({"feature_frame": 16}, "1 videos have features for less than 90 %"),
 ])
-def test_what_is_odd_is_counted_and_is_no_error(tmp_path, monkeypatch, capsys, change, said):
+def test_what_is_odd_is_counted_and_is_no_error(tmp_path, capsys, change, said):
     opt = small_data.make(tmp_path)
     with open(opt["video_anno"]) as handle:
         videos = json.load(handle)
@@ -57,6 +57,6 @@ def test_what_is_odd_is_counted_and_is_no_error(tmp_path, monkeypatch, capsys, c
         json.dump(videos, handle)
     with open(opt["video_info"], "a") as handle:
         handle.write("v_a,training\n")
-    run(monkeypatch, opt)
+    run(opt)
     out = capsys.readouterr().out
     assert said in out and "1 videos are listed more than once (v_a)" in out

@@ -19,7 +19,7 @@ def convert(monkeypatch, capsys):
     """convert("in", "out", "--to", ...), as from the command line. Returns what it printed."""
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py"] + [str(argument) for argument in arguments])
-        convert_checkpoint.main()
+        convert_checkpoint.main(convert_checkpoint.parse_arguments())
         return capsys.readouterr().out
     return run
 

@@ -43,7 +43,7 @@ def run(monkeypatch, folder, *arguments):
     monkeypatch.chdir(str(folder))
     monkeypatch.setattr("sys.argv", ["predict.py", "--checkpoint", "checkpoint.pth.tar", "--device", "cpu"]
                         + [str(argument) for argument in arguments])
-    predict.main()
+    predict.main(predict.parse_arguments())
 
 
 def results(path):

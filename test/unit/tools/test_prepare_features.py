@@ -63,7 +63,7 @@ def test_linear_rescaling(rng):
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["prepare_features.py"] + [str(argument) for argument in arguments])
-    prepare_features.main()
+    prepare_features.main(prepare_features.parse_arguments())
 
 
 def test_the_real_raw_files_are_rescaled(shared, tmp_path, monkeypatch, capsys):
