@@ -1,9 +1,11 @@
 # make demo    environment, sample data, training, inference, evaluation: the whole job in a few minutes
 # make test    the test suite
 # PYTHON=python3.12 takes another interpreter; VENV=none uses the environment of PYTHON as it is (Ascend images).
+# CONSTRAINTS=none installs the newest versions that requirements.txt allows, and not those that CI runs.
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 DEMO_VIDEOS ?= 160
 DEMO_EPOCHS ?= 6
 PYTEST_ARGS ?=
@@ -20,11 +22,13 @@ READY :=
 READY_TEST :=
 else
 RUN := $(abspath $(VENV))/bin/python
+PINS := $(filter-out none,$(CONSTRAINTS))
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(PINS))
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 endif
 
-.PHONY: demo test test-quick test-legacy lint bench clean
+.PHONY: demo test test-quick test-legacy test-matrix lint bench clean
 
 demo: $(READY)
 	mkdir -p demo
@@ -41,6 +45,10 @@ test-quick: $(READY_TEST)
 test-legacy: $(READY_TEST)
 	PYTHON="$(RUN)" bash test/legacy.sh
 
+# Every PyTorch at which the code forks and every Python that is here: an hour, and some 30 GB under .matrix/
+test-matrix: $(READY_TEST)
+	$(RUN) test/matrix.py $(MATRIX_ARGS)
+
 lint: $(READY_TEST)
 	$(RUN) -m ruff check .
 	PATH="$(dir $(RUN)):$$PATH" shellcheck -x $$(git ls-files '*.sh' .ci/run)
@@ -54,13 +62,16 @@ clean:
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 # The environment: made once, again when a requirements file changes. The file is written last.
-$(VENV)/.ready: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
-	"Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d: give another with PYTHON=..., or VENV=none to use an environment that has PyTorch" % v)'
+$(VENV)/.ready: requirements.txt $(PINS)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "$(INSTALL) -r requirements.txt"
+	@$(INSTALL) -r requirements.txt 2>$(VENV)/pip.log || { cat $(VENV)/pip.log >&2; \
+	if grep -qE '(distribution found for|Cannot install) torch' $(VENV)/pip.log; then \
+		echo "error: pip finds no PyTorch for $$($(PYTHON) -V)." "$$(sed -n 's/^# //p;q' constraints.txt)" \
+		"Give one of these with PYTHON=python3.12, try the newest PyTorch with CONSTRAINTS=none," \
+		"or use an environment that has PyTorch with VENV=none PYTHON=..." >&2; fi; exit 1; }
 	touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(INSTALL) -r requirements-test.txt
 	touch $@

@@ -18,7 +18,7 @@ def read_csv(path: str) -> np.ndarray:
         UserError: the file is unreadable, has no rows, has rows of different lengths, or holds something else than
             numbers.
     """
-    import pandas as pd         # not above, because it takes half a second, and who reads packed features needs none
+    import pandas as pd  # not above, because it takes half a second, and who reads packed features needs none
 
     try:
         with open(path, "rb") as handle:

@@ -2,6 +2,7 @@
 import contextlib
 import gc
 import json
+import warnings
 from typing import Dict, Iterable, Tuple
 
 import numpy as np
@@ -54,8 +55,10 @@ def _read(path):
     content = read_json(path, "result file (--result_file)")
     try:
         results = content["results"]
-        score = np.array([one["score"] for rows in results.values() for one in rows])
-        segment = np.array([one["segment"] for rows in results.values() for one in rows])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # NumPy before 1.24 warns of ragged lists, which are refused below
+            score = np.array([one["score"] for rows in results.values() for one in rows])
+            segment = np.array([one["segment"] for rows in results.values() for one in rows])
         if score.dtype.kind not in "fiu" or segment.dtype.kind not in "fiu":        # text, booleans, too large numbers
             raise ValueError("a score or a segment is not made of numbers")
         table = np.column_stack([score, segment if len(score) else np.empty((0, 2))]).astype(np.float64)

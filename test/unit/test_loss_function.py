@@ -29,7 +29,7 @@ def test_equals_reference(golden, c):
     if np.isnan(wanted).any():              # the total without the undefined terms
         wanted = np.nan_to_num(wanted)
         wanted[0] = wanted[1] + 10 * wanted[2] + wanted[3]
-    np.testing.assert_allclose([float(v) for v in losses], wanted, rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose([v.item() for v in losses], wanted, rtol=2e-5, atol=1e-7)
     losses[0].backward()
     for p in pred:
         assert torch.isfinite(p.grad).all()
@@ -95,7 +95,7 @@ def test_no_positives_give_zero_losses_and_zero_gradients(start_level):
     pred = [torch.rand(shape, requires_grad=True) for shape in ((1, 2, t, t), (1, t), (1, t))]
     labels = torch.zeros(1, t, t), torch.full((1, t), start_level), torch.zeros(1, t)
     losses = bmn_loss_func(*pred, *labels, get_mask(t))
-    assert [float(v) for v in losses] == [0, 0, 0, 0]
+    assert [v.item() for v in losses] == [0, 0, 0, 0]
     losses[0].backward()
     for p in pred:
         assert p.grad is not None and (p.grad == 0).all()

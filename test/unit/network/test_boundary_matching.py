@@ -142,6 +142,7 @@ def test_device_and_type_choose_the_contraction(monkeypatch):
     assert boundary_matching._has_bags("cpu", torch.int16) is False
 
 
+@pytest.mark.filterwarnings("ignore")         # newer PyTorch warns of traces, which remain
 def test_a_trace_takes_the_dense_product():
     options = (4, 2, 2, 0.5)
     matching, (table, bias) = BoundaryMatching(*options), table_and_bias(options, torch.float32)

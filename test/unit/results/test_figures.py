@@ -89,11 +89,24 @@ def test_a_figure_that_cannot_be_saved_leaves_no_file(rng, tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_global_state_is_left_alone(root):
-    """Neither pyplot nor the user's backend is used, so no display is needed."""
-    program = ("import sys; sys.path.insert(0, sys.argv[1])\n"
-               "import numpy as np\nfrom bmn.results import figures\n"
-               "figures.recall_by_tiou(np.ones((10, 100)), np.linspace(0.5, 0.95, 10)).canvas.draw()\n"
-               "assert 'matplotlib.pyplot' not in sys.modules")
-    subprocess.run([sys.executable, "-c", program, root], check=True, env=dict(os.environ, MPLBACKEND="TkAgg"))
+@pytest.mark.parametrize("backend", ["TkAgg", "module://matplotlib_inline.backend_inline", "no such backend"])
+def test_global_state_is_left_alone(root, backend):
+    """Neither pyplot nor the user's backend is used, so no display is needed, and pyplot would still get the backend.
+
+    A notebook leaves the second one in the environment of the programs that it starts.
+    """
+    program = """
+import os, sys; sys.path.insert(0, sys.argv[1])
+import numpy as np
+from bmn.results import figures
+assert "matplotlib" not in sys.modules
+figures.recall_by_tiou(np.ones((10, 100)), np.linspace(0.5, 0.95, 10)).canvas.draw()
+import matplotlib
+assert "matplotlib.pyplot" not in sys.modules
+assert os.environ["MPLBACKEND"] == sys.argv[2]
+if sys.argv[2] == "TkAgg":
+    assert dict.__getitem__(matplotlib.rcParams, "backend").lower() == "tkagg"
+"""
+    subprocess.run([sys.executable, "-c", program, root, backend], check=True,
+                   env=dict(os.environ, MPLBACKEND=backend))
     assert isinstance(figures.new_figure((1, 1)).canvas, FigureCanvasAgg)
