@@ -95,14 +95,14 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
             opset. Then ``path`` may be incomplete.
     """
     onnx = onnx_network.import_or_say("onnx", "tools/export_onnx.py")
-    has_new = "dynamo" in inspect.signature(torch.onnx.export).parameters
+    has_new = "external_data" in inspect.signature(torch.onnx.export).parameters        # an earlier "dynamo" had none
     if exporter == "auto":
         exporter = "new" if has_new and importlib.util.find_spec("onnxscript") else "old"
+    if exporter == "new" and opset < 11:
+        raise UserError("--opset %d is not written by the new exporter: give 11 or later, or --exporter old" % opset)
     if exporter == "new" and not has_new:
         raise UserError("--exporter new needs PyTorch 2.5 or later, but this is %s: give --exporter old"
                         % torch.__version__)
-    if exporter == "new" and opset < 11:
-        raise UserError("--opset %d is not written by the new exporter: give 11 or later, or --exporter old" % opset)
     weights = sampling_matrix(network)
     kept, network.boundary_matching = network.boundary_matching, None
     how = {"input_names": ["image", "sampling"], "output_names": OUTPUTS, "opset_version": opset}

@@ -54,8 +54,8 @@ def write(path: str, content: Dict[str, Any]) -> None:
         _remove_if_abandoned(leftover)
     buffer = io.BytesIO()       # in memory first, because PyTorch reports a full disk with an exception of its own kind
     torch.save(_plain(content), buffer, _use_new_zipfile_serialization=False)
-    written = buffer.getbuffer()
-    with replacing(path) as temporary, open(temporary, "wb") as handle:
+    # The view is closed in any case, because some releases of Python 3.12 crash on one that an exception left open.
+    with buffer.getbuffer() as written, replacing(path) as temporary, open(temporary, "wb") as handle:
         handle.write(written)
         handle.write(_seal(written))
 

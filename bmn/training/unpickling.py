@@ -1,12 +1,11 @@
 """Reading files of ``torch.save`` from any source without running code.
 
-PyTorch has been able to do this since 1.13 (weights_only). Before that, ``torch.load`` runs any code that a file names.
+PyTorch has been able to do this since 2.5, with what torch_npu writes as well (weights_only, safe_globals). The oldest
+versions run any code that a file names.
 Both of PyTorch's formats are pickles together with the raw bytes of tensors. Here an unpickler that knows only tensors
 and plain containers reads the pickles. Shapes are checked against the bytes in the file, because old PyTorch corrupts
 its memory when a file ends too early.
 """
-import contextlib
-import inspect
 import io
 import pickle
 import zipfile
@@ -27,11 +26,9 @@ def load(content: bytes) -> Any:
         Exception: of any kind, where the bytes are damaged or name more than tensors and plain values. If they name
             more, the text of the exception holds "GLOBAL" and that name.
     """
-    if "weights_only" not in inspect.signature(torch.load).parameters:
+    if not hasattr(torch.serialization, "safe_globals"):
         return load_on_old_pytorch(content)
-    # PyTorch has had safe_globals only since 2.5, and weights_only for longer.
-    known = getattr(torch.serialization, "safe_globals", lambda names: contextlib.nullcontext())
-    with known([_rebuild_npu_tensor]):
+    with torch.serialization.safe_globals([_rebuild_npu_tensor]):
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
@@ -44,7 +41,7 @@ _rebuild_npu_tensor.__module__ = "torch_npu.utils.storage"      # its name in su
 
 
 def load_on_old_pytorch(content: bytes) -> Any:
-    """The same as :func:`load`, for a PyTorch without weights_only."""
+    """The same as :func:`load`, for a PyTorch before 2.5."""
     return _load_zip(content) if content.startswith(b"PK") else _load_old(content)
 
 

@@ -159,7 +159,9 @@ def test_autocast_is_as_accurate_as_the_definition_under_autocast(golden, dtype,
     model, x = golden_network(figures, torch.float32, route)
     exact = by_definition(model, json.loads(str(figures["options"])), x)
     with torch.autocast("cpu", dtype):
-        ours, theirs = model(x), by_definition(model, json.loads(str(figures["options"])), x)
+        ours = model(x)
+    with torch.autocast("cpu", dtype):      # PyTorch 2.4 keeps half-precision weights, without gradients, until here
+        theirs = by_definition(model, json.loads(str(figures["options"])), x)
     for one, other in zip(ours, exact):
         assert one.dtype == torch.float32               # as probabilities always are
         assert (one - other).abs().max() < bound

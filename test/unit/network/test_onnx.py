@@ -20,7 +20,7 @@ import export_onnx  # noqa: E402
 
 from bmn.network import onnx_network  # noqa: E402
 
-HAS_NEW = "dynamo" in inspect.signature(torch.onnx.export).parameters
+HAS_NEW = "external_data" in inspect.signature(torch.onnx.export).parameters
 EXPORTS = [("old", 11), ("old", 13)] + [
     pytest.param("new", opset, marks=pytest.mark.skipif(not HAS_NEW, reason="this PyTorch has no new exporter"))
     for opset in (11, 12, 13, 14, 18)]

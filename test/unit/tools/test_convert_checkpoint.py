@@ -13,6 +13,8 @@ from models import BMN
 
 SMALL = {"temporal_scale": 20, "num_sample": 4, "num_sample_perbin": 3, "prop_boundary_ratio": 0.5, "feat_dim": 8}
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*weights_only")      # some versions warn of a plain torch.load
+
 
 @pytest.fixture
 def convert(monkeypatch, capsys):

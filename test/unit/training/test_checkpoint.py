@@ -56,6 +56,7 @@ def same(found, wanted):
 
 # What we write
 
+@pytest.mark.filterwarnings("ignore:.*weights_only")      # some versions warn of that
 def test_anyone_reads_our_file_with_plain_torch_load(written):
     loaded = torch.load(written)
     assert loaded["epoch"] == 3
