@@ -1,5 +1,6 @@
 """Real processes on a small data set in the real layout."""
 import os
+import socket
 import subprocess
 import sys
 
@@ -7,6 +8,22 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SMALL = ("--temporal_scale", "16", "--feat_dim", "8")
+
+
+def free_port():
+    """The number of a port that nobody uses, as text."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def torchrun(processes):
+    """The arguments of Python that start ``processes`` processes of the script that follows.
+
+    Not --standalone, which hangs on a machine that cannot look up its own name.
+    """
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1",
+            "--master_port", free_port()]
 
 
 class Workshop:

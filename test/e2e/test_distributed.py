@@ -3,13 +3,12 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import ROOT, SMALL, Workshop
+from conftest import ROOT, SMALL, Workshop, free_port
 
 from bmn.machine.device import TORCH
 
@@ -22,12 +21,6 @@ TORCHRUN = "torch.distributed.run"
 OLD_LAUNCHER = "torch.distributed.launch"
 
 pytestmark = pytest.mark.skipif(TORCH < (2, 0), reason="make test-legacy starts several processes on PyTorch 1.5, 1.8")
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
 
 
 def launcher(module, processes, *more):

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 SMALL = ("--device=cpu", "--temporal_scale=16", "--feat_dim=8", "--num_workers=0")
 KEYS = ("Network", "RankSize", "BatchSize", "DeviceType", "CaseName", "ActualFPS", "TrainingTime", "TrainAccuracy",
@@ -185,12 +185,10 @@ def test_finetune_and_eval_start_from_a_checkpoint(project, trained):
 
 
 def test_multinodes_as_two_machines(project, trained):
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     nodes = [project.start("test/train_performance_multinodes.sh", "--data_path=" + FEATURES, *SMALL, "--nproc=1",
                            "--batch_size=4", "--nnodes=2", "--node_rank=%d" % rank, "--master_addr=127.0.0.1",
-                           "--master_port=%d" % port) for rank in (0, 1)]
+                           "--master_port=" + port) for rank in (0, 1)]
     outputs = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     check_result(project, outputs[0], "BMN_bs4_2p_perf", epochs=1, accuracy=False)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, Workshop
+from conftest import ROOT, SMALL, Workshop, torchrun
 
 SIMULATION = os.path.join(ROOT, "test", "simulated_npu")
 APEX = os.path.join(ROOT, "test", "apex_stand_in")
@@ -101,7 +101,7 @@ def test_two_processes_give_what_one_gives(on_npu, workshop):
     """They use the simulated hccl. The steps are too small to move a weight, so the figures must be the same."""
     still = ("--device", "npu", "--opt_level", "O0", "--mode", "full", "--finetune", "1", "--pth_path",
              str(on_npu.folder / "checkpoint" / "BMN_best.pth.tar"), "--training_lr", "1e-30", "--train_epochs", "1")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    launcher = torchrun(2)
     log = run(workshop, *still, "--DeviceID", "0,0", launcher=launcher)
     assert "device: npu:0, 2 processes over hccl" in log and log.count("Epoch: 0,FPS") == 1
     assert last_line(workshop)["validation"] == last_line(on_npu)["validation"]
@@ -136,7 +136,7 @@ with device.setup(with_defaults({"device": "npu", "DeviceID": "0,0"})) as runtim
 def test_gradients_of_two_processes_are_those_of_the_joined_batch(workshop):
     (workshop.folder / "joined.py").write_text(JOINED_BATCH)
     path = os.pathsep.join([SIMULATION, ROOT])
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+    for launcher in ([], torchrun(2)):
         done = subprocess.run([sys.executable, *launcher, "joined.py"], cwd=str(workshop.folder), capture_output=True,
                               text=True, env=workshop.environment(PYTHONPATH=path), timeout=300, check=False)
         assert done.returncode == 0, done.stderr

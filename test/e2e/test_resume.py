@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, Workshop
+from conftest import ROOT, SMALL, Workshop, torchrun
 
 from bmn.machine.device import TORCH
 from bmn.options import BEST
@@ -21,8 +21,7 @@ MEASURED = ("fps", "time", "data_time", "peak_memory_mb")
 
 def train(workshop, *options, processes=1, **how):
     """Train; returns the finished process."""
-    launcher = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = [sys.executable] + (torchrun(processes) if processes > 1 else [])
     command = launcher + [os.path.join(ROOT, "main.py"), *COMMON, "--mode", "train"] + [str(word) for word in options]
     return subprocess.run(command, cwd=str(workshop.folder), env=workshop.environment(), capture_output=True,
                           text=True, timeout=600, check=False, **how)
@@ -67,7 +66,7 @@ def same_run(workshop, one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(TORCH < (2, 0), reason="torch.distributed.run --standalone is of later versions")
+@pytest.mark.skipif(TORCH < (2, 0), reason="torch.distributed.run is of later versions")
 @pytest.mark.parametrize(("processes", "opt_level"), [(1, "O1"), (2, "O0"), (2, "O1")])
 def test_a_resumed_run_equals_the_uninterrupted_one(workshop, processes, opt_level):
     """One process at O0 is tested below, where it is killed instead of stopped."""
