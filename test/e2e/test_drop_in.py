@@ -51,16 +51,20 @@ import opts
 sys.path.append(r"./BMN-Boundary-Matching-Network")
 from dataset import VideoDataSet
 
-opt = opts.parse_opt()
-opt["mode"] = "inference"
-os.mkdir("features")
-loader = torch.utils.data.DataLoader(VideoDataSet(opt, subset="validation"), batch_size=1, shuffle=False,
-                                     num_workers=2, pin_memory=True, drop_last=False)
-with torch.no_grad():
-    for index, features in loader:
-        features = features.detach().cpu().numpy()
-        assert features.shape == (1, 8, 20)
-        features.tofile("features/%04d.bin" % int(index))
+def main():
+    opt = opts.parse_opt()
+    opt["mode"] = "inference"
+    os.mkdir("features")
+    loader = torch.utils.data.DataLoader(VideoDataSet(opt, subset="validation"), batch_size=1, shuffle=False,
+                                         num_workers=2, pin_memory=True, drop_last=False)
+    with torch.no_grad():
+        for index, features in loader:
+            features = features.detach().cpu().numpy()
+            assert features.shape == (1, 8, 20)
+            features.tofile("features/%04d.bin" % int(index))
+
+if __name__ == "__main__":      # without it, Python 3.14 refuses to start the workers
+    main()
 """,
     "finish.py": """
 import os, sys
