@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":      # before the imports that take seconds
     ARGUMENTS = command_line(parse_arguments)
 
-from bmn.machine import device  # isort: skip  # noqa: F401  (before torch)
+from bmn.machine import device  # isort: skip  (before torch)
 import importlib.util
 import inspect
 import logging
@@ -50,6 +50,7 @@ from bmn.training import checkpoint
 from models import BMN
 
 TOLERANCE = 1e-5
+NEW_SINCE = (2, 9)      # before that, the new exporter leaves functions of its own in the file
 LOWEST_NEW = 18         # the lowest opset that the new exporter writes
 OUTPUTS = list(onnx_network.OUTPUTS)
 
@@ -87,7 +88,7 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
         path: the file.
         batch: number of videos in a batch; 0 leaves it open.
         opset: version of ONNX's operators.
-        exporter: "old" (TorchScript, which newer PyTorch warns of), "new" (torch.export, from PyTorch 2.5 on), or
+        exporter: "old" (TorchScript, which newer PyTorch warns of), "new" (torch.export, from PyTorch 2.9 on), or
             "auto": the new one where PyTorch has it and onnxscript is installed.
 
     Raises:
@@ -95,14 +96,14 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
             opset. Then ``path`` may be incomplete.
     """
     onnx = onnx_network.import_or_say("onnx", "tools/export_onnx.py")
-    has_new = "external_data" in inspect.signature(torch.onnx.export).parameters        # an earlier "dynamo" had none
+    has_new = device.TORCH >= NEW_SINCE
     if exporter == "auto":
         exporter = "new" if has_new and importlib.util.find_spec("onnxscript") else "old"
     if exporter == "new" and opset < 11:
         raise UserError("--opset %d is not written by the new exporter: give 11 or later, or --exporter old" % opset)
     if exporter == "new" and not has_new:
-        raise UserError("--exporter new needs PyTorch 2.5 or later, but this is %s: give --exporter old"
-                        % torch.__version__)
+        raise UserError("--exporter new needs PyTorch %d.%d or later, but this is %s: give --exporter old"
+                        % (*NEW_SINCE, torch.__version__))
     weights = sampling_matrix(network)
     kept, network.boundary_matching = network.boundary_matching, None
     how = {"input_names": ["image", "sampling"], "output_names": OUTPUTS, "opset_version": opset}
@@ -113,7 +114,7 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
         if batch == 0:
             how["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch")}, "sampling": None}
     else:
-        how.update({"dynamo": False} if has_new else {})
+        how.update({"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {})
         if batch == 0:
             how["dynamic_axes"] = {name: {0: "batch"} for name in ["image"] + OUTPUTS}
     image = torch.rand(batch or 2, network.feat_dim, network.temporal_scale)

@@ -1,5 +1,4 @@
 """ONNX: an exported file computes what PyTorch computes, is small, and can be used instead of the network."""
-import inspect
 import os
 import re
 import sys
@@ -18,9 +17,10 @@ onnx = pytest.importorskip("onnx", reason="needs the Python package onnx")
 pytest.importorskip("onnxruntime", reason="needs the Python package onnxruntime")
 import export_onnx  # noqa: E402
 
+from bmn.machine.device import TORCH  # noqa: E402
 from bmn.network import onnx_network  # noqa: E402
 
-HAS_NEW = "external_data" in inspect.signature(torch.onnx.export).parameters
+HAS_NEW = TORCH >= export_onnx.NEW_SINCE
 EXPORTS = [("old", 11), ("old", 13)] + [
     pytest.param("new", opset, marks=pytest.mark.skipif(not HAS_NEW, reason="this PyTorch has no new exporter"))
     for opset in (11, 12, 13, 14, 18)]
