@@ -52,7 +52,9 @@ def packages(pytorch: str) -> List[str]:
     wanted[0] = "torch==" + pytorch
     if pytorch == "2.13.0":
         return [*wanted, "-c", os.path.join(ROOT, "constraints.txt")]
-    # These came before NumPy 2 or beside its first versions, and onnxscript serves only PyTorch 2.5 and later.
+    if tuple(map(int, pytorch.split("."))) >= (2, 9):
+        return wanted
+    # These came before NumPy 2 or beside its first versions, and their exporter needs no onnxscript.
     return [re.sub("^numpy.*", "numpy<2", one) for one in wanted if not one.startswith("onnxscript")]
 
 
