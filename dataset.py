@@ -1,11 +1,11 @@
 """Videos as the network gets them: features C x T, and in training also the labels: IoU map, start and end."""
-from typing import Any, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import torch
 
 from bmn.data import segments
-from bmn.data.annotations import read_videos
+from bmn.data.annotations import Video, read_videos
 from bmn.data.features import open_source
 from bmn.data.packed_features import PackedFeatures
 from bmn.options import with_defaults
@@ -16,24 +16,27 @@ class VideoDataSet(torch.utils.data.Dataset):
     """The videos of one subset; with ``opt["skip_missing"]`` only those that have features.
 
     Items are float32 tensors. With ``opt["mode"] == "train"``: (features [C, T], IoU map [T, T], start [T], end [T]),
-    else (index, features [C, T]); ``video_list[index]`` is the name, ``videos[name]`` its annotation entry.
+    else (index, features [C, T]); ``video_list[index]`` is the name, ``videos[name]`` its Video.
 
     Args:
         opt: dict of options. A missing option gets its default; ``data`` or ``feature_path`` is read where there
             is no ``data_path``.
-        subset: the word that the subset of these videos contains: "train", "validation" or "testing".
+        subset: "train" and "validation" mean what --training_subset and --validation_subset say; another word, such as
+            "testing", is the subset itself.
         features: what ``features.open_features`` returned; None reads the feature files directly, without a cache.
+        videos: {name: Video} of the subset, where the caller has read them; None reads the annotation files.
 
     Raises:
         UserError: the annotations or features cannot be used. An item also raises it, where its features cannot be
             read.
     """
 
-    def __init__(self, opt: dict, subset: str = "train", features: Any = None):
+    def __init__(self, opt: dict, subset: str = "train", features: Any = None,
+                 videos: Optional[Dict[str, Video]] = None):
         opt = with_defaults(opt)
         self.subset = subset
         self.mode = opt["mode"]
-        videos = read_videos(opt, subset)
+        videos = read_videos(opt, subset) if videos is None else videos
         self.features = open_source(opt) if features is None else features
         skip = opt["skip_missing"]
         self.videos = {name: video for name, video in videos.items() if not skip or name in self.features}
@@ -71,15 +74,14 @@ class Labels:
         self.pair_start, self.pair_end = start * self.gap, (end + 1) * self.gap
         self.pair_cell = start * temporal_scale + end
 
-    def __call__(self, video: dict) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(IoU map [T, T], start [T], end [T]) of an annotation entry. A video without annotations gives zeros."""
+    def __call__(self, video: Video) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(IoU map [T, T], start [T], end [T]) of a video. One without actions within its length gives zeros."""
         size = self.temporal_scale
         iou_map = np.zeros((size, size), np.float32)
-        if not video["annotations"]:
+        truth = [(start, end) for start, end, _ in video.actions if start < video.seconds and end >= 0]
+        if not truth:
             return iou_map, np.zeros(size, np.float32), np.zeros(size, np.float32)
-        seconds = segments.annotated_seconds(video)
-        truth = np.array([annotation["segment"] for annotation in video["annotations"]], np.float64)
-        truth = np.clip(truth / seconds, 0.0, 1.0)                          # [S, 2], fractions of the video
+        truth = np.clip(np.array(truth) / video.feature_seconds, 0.0, 1.0)     # [S, 2], fractions of the features
         start, end = truth[:, :1], truth[:, 1:]                             # [S, 1]
         iou = segments.iou(self.pair_start, self.pair_end, start, end)      # [S, T (T+1) / 2]
         iou_map.reshape(-1)[self.pair_cell] = iou.max(axis=0)

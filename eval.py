@@ -1,93 +1,35 @@
 """AR@AN and AUC of a result file, by ActivityNet's protocol for temporal action proposals."""
 import collections
-import os
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from bmn.data.annotations import is_segment, read_videos, video_id
+from bmn.data.annotations import Video
+from bmn.data.ground_truth import GroundTruth, ground_truth_of, read_ground_truth
 from bmn.data.segments import tiou
 from bmn.errors import UserError
-from bmn.files import read_json
 from bmn.options import with_defaults
 from bmn.results import figures
+from bmn.results.baselines import best_list, in_seconds, random_list
+from bmn.results.protocols import PROTOCOLS, Protocol
 from bmn.results.result_files import read_proposals
+from bmn.values import video_id
 
-GROUND_TRUTH = "./Evaluation/data/activity_net_1_3_new.json"        # where the reference keeps it
 SUBSET = "validation"
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
-REPORTED = (1, 5, 10, 100)
+THRESHOLDS = PROTOCOLS["activitynet"].recall_at
 
 # ground_truth {id: [(start, end, label)]} and proposals {id: float64 [n, 3]} (score, start, end) are in seconds. The
-# other three are what run_evaluation returns.
-Evaluation = collections.namedtuple("Evaluation", "ground_truth proposals average_numbers average_recall recall")
-
-
-def read_ground_truth(path: str, subset: str = SUBSET) -> Dict[str, List[tuple]]:
-    """Annotated segments of a ground-truth file in ActivityNet's format.
-
-    Returns:
-        {id: [(start, end, label)]} in seconds, for the videos of the subset that have a segment.
-
-    Raises:
-        UserError: the file is missing, of another form, or has no such video.
-    """
-    content = read_json(path, "ground truth (--ground_truth)")
-    try:
-        segments = {name: list(map(_annotated, video["annotations"]))
-                    for name, video in content["database"].items() if video["subset"] == subset}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError("ground truth %s is not in ActivityNet's format (%s: %s): it should look like "
-                        '{"database": {id: {"subset", "annotations": [{"segment": [start, end], "label"}]}}}'
-                        % (path, type(error).__name__, error)) from None
-    return _with_segments(segments, "ground truth %s" % path, subset)
-
-
-def _annotated(one):
-    segment, label = one["segment"], one["label"]
-    if not (is_segment(segment) and isinstance(label, str)):
-        raise ValueError("segment %.80r, label %.80r" % (segment, label))
-    return float(segment[0]), float(segment[1]), label
-
-
-def ground_truth_file(opt: dict) -> Optional[str]:
-    """--ground_truth, else the reference's default file where it exists, else None."""
-    return opt["ground_truth"] or (GROUND_TRUTH if os.path.isfile(GROUND_TRUTH) else None)
-
-
-def ground_truth_of(opt: dict, subset: str = SUBSET) -> Dict[str, List[tuple]]:
-    """Annotated segments as :func:`read_ground_truth` returns them, from :func:`ground_truth_file`.
-
-    Where there is no such file, they are derived from the annotation files, and a line is printed that says so.
-
-    Args:
-        opt: dict; ground_truth, video_info and video_anno are read.
-
-    Raises:
-        UserError: a file is missing, of another form, or has no annotated video of the subset.
-    """
-    path = ground_truth_file(opt)
-    if path:
-        return read_ground_truth(path, subset)
-    print("ground truth: derived from %s and %s (no --ground_truth, no %s)"
-          % (opt["video_info"], opt["video_anno"], GROUND_TRUTH), flush=True)
-    segments = {video_id(name): [(float(one["segment"][0]), float(one["segment"][1]), one.get("label"))
-                                 for one in video["annotations"]]
-                for name, video in read_videos(opt, subset).items()}
-    return _with_segments(segments, "--video_anno %s" % opt["video_anno"], subset)
-
-
-def _with_segments(segments, source, subset):
-    segments = {name: its_segments for name, its_segments in segments.items() if its_segments}
-    if not segments:
-        raise UserError("%s has no segment of a video of subset '%s': give the file that holds this subset"
-                        % (source, subset))
-    return segments
+# next three are what run_evaluation returns; protocol is a bmn.results.protocols.Protocol.
+Evaluation = collections.namedtuple(
+    "Evaluation", "ground_truth proposals average_numbers average_recall recall protocol")
 
 
 def ranked(proposals: np.ndarray) -> np.ndarray:
-    """Segments [n, 2] of proposals [n, 3] (score, start, end), best first. Equal scores keep their order."""
-    return proposals[np.argsort(-proposals[:, 0], kind="stable"), 1:]
+    """Segments [n, 2] of proposals [n, 3] (score, start, end), best first. Of equal scores the later one comes first.
+
+    The official evaluators sort in ascending order and turn that around. They leave open how equals are sorted.
+    """
+    return proposals[np.argsort(proposals[:, 0], kind="stable")[::-1], 1:]
 
 
 def first_hits(segments: np.ndarray, video_of: np.ndarray, candidates: List[np.ndarray],
@@ -118,8 +60,8 @@ def first_hits(segments: np.ndarray, video_of: np.ndarray, candidates: List[np.n
 
 
 def average_recall(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np.ndarray],
-                   max_avg_nr_proposals: Optional[float] = 100, tiou_thresholds: np.ndarray = THRESHOLDS
-                   ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+                   max_avg_nr_proposals: Optional[float] = 100, tiou_thresholds: np.ndarray = THRESHOLDS,
+                   points: int = 100) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Recall against the average number of proposals per video.
 
     Args:
@@ -128,9 +70,10 @@ def average_recall(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np
             the protocol counts them.
         max_avg_nr_proposals: the last average number; None means the average of all proposals.
         tiou_thresholds: [H].
+        points: how many average numbers there are, at equal distances up to the last.
 
     Returns:
-        (average numbers [100], mean recall [100], recall [H, 100]).
+        (average numbers [points], mean recall [points], recall [H, points]).
 
     Raises:
         UserError: ``max_avg_nr_proposals`` leaves no proposal of these videos.
@@ -146,19 +89,19 @@ def average_recall(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np
     if number.sum() < 1:
         raise UserError("an average of %g proposals per video leaves none of the %d in the result file, because most "
                         "of them are of other videos: give files that belong together" % (wanted, count))
-    fraction = np.arange(1, 101) / 100.0 * (wanted * float(videos) / number.sum())
-    looked_at = np.minimum((number[:, None] * fraction).astype(int), number[:, None])      # [V, 100]
+    fraction = np.arange(1, points + 1) / float(points) * (wanted * float(videos) / number.sum())
+    looked_at = np.minimum((number[:, None] * fraction).astype(int), number[:, None])      # [V, points]
     first = first_hits(segments, video_of, kept, tiou_thresholds)
     recall = np.array([(row[:, None] < looked_at[video_of]).sum(axis=0) for row in first]) / float(len(segments))
     return fraction * (float(number.sum()) / videos), recall.mean(axis=0), recall
 
 
 def recall_of_videos(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np.ndarray],
-                     number: int = 100) -> Dict[str, float]:
-    """{id: recall of the best ``number`` proposals of the video, mean over THRESHOLDS}; see :func:`average_recall`."""
+                     number: int = 100, tiou_thresholds: np.ndarray = THRESHOLDS) -> Dict[str, float]:
+    """{id: recall of the best ``number`` proposals of the video, mean over thresholds}; see :func:`average_recall`."""
     segments, video_of = _flat(ground_truth)
     kept = [ranked(proposals.get(name, np.empty((0, 3))))[:number] for name in ground_truth]
-    found = (first_hits(segments, video_of, kept, THRESHOLDS) < number).mean(axis=0)    # [G]
+    found = (first_hits(segments, video_of, kept, tiou_thresholds) < number).mean(axis=0)    # [G]
     return dict(zip(ground_truth, np.bincount(video_of, found) / np.bincount(video_of)))
 
 
@@ -183,17 +126,22 @@ def run_evaluation(ground_truth_filename: str, proposal_filename: str, max_avg_n
         (average numbers of proposals [100], mean recall [100], recall [thresholds, 100]).
 
     Raises:
-        UserError: a file is missing or of another form, the subset has no segment, or its videos have no proposal.
+        UserError: a file is missing or of another form, the subset has no action, or its videos have no proposal.
     """
-    return _evaluate(read_ground_truth(ground_truth_filename, subset), read_proposals(proposal_filename),
-                     "result file %s" % proposal_filename, max_avg_nr_proposals, tiou_thresholds)
+    source = "result file %s" % proposal_filename
+    ground_truth = read_ground_truth(ground_truth_filename, subset)
+    if not ground_truth.actions:
+        raise UserError("ground truth %s has no action of a video of subset '%s': give the file that holds this subset"
+                        % (ground_truth_filename, subset))
+    proposals = ground_truth.aligned(read_proposals(proposal_filename), source)
+    return _evaluate(ground_truth.actions, proposals, source, max_avg_nr_proposals, np.asarray(tiou_thresholds))
 
 
-def _evaluate(ground_truth, proposals, source, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS):
+def _evaluate(ground_truth, proposals, source, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS, points=100):
     missed = count_missed(ground_truth, proposals, source)
     if missed:
         print("%d of %d videos have no proposals: they count as missed" % (missed, len(ground_truth)), flush=True)
-    curve = average_recall(ground_truth, proposals, max_avg_nr_proposals, np.asarray(tiou_thresholds))
+    curve = average_recall(ground_truth, proposals, max_avg_nr_proposals, tiou_thresholds, points)
     print("\tArea Under the AR vs AN curve: %s%%" % area_under_curve(curve[0], curve[1]), flush=True)
     return curve
 
@@ -222,28 +170,62 @@ def plot_metric(opt: dict, average_nr_proposals: np.ndarray, average_recall: np.
                  opt["save_fig_path"])
 
 
-def evaluation_proposal(opt: dict, proposals: Optional[Dict[str, np.ndarray]] = None) -> Evaluation:
-    """Evaluate opt["result_file"]: print the AUC and AR@1, 5, 10, 100, and draw the curve.
+def evaluation_proposal(opt: dict, proposals: Optional[Dict[str, np.ndarray]] = None,
+                        ground_truth: Optional[GroundTruth] = None) -> Optional[Evaluation]:
+    """Evaluate opt["result_file"]: print the AUC and AR@1, 5, 10, 100 (what --protocol reports), and draw the curve.
 
     Args:
-        opt: dict; result_file, save_fig_path, ground_truth, video_info and video_anno are read.
+        opt: dict; result_file, save_fig_path, ground_truth, video_info, video_anno, validation_subset, blocked and
+            protocol are read.
         proposals: {id: float64 [n, 3]} (score, start, end in seconds), the content of the result file; None reads the
             file. To read half a million proposals takes longer than to evaluate them.
+        ground_truth: None reads it.
+
+    Returns:
+        the Evaluation, or None where no video has an action, so that there is nothing to evaluate; a line says so.
 
     Raises:
         UserError: as in :func:`run_evaluation`, or the figure cannot be written.
     """
     opt = with_defaults(opt)
-    if proposals is None:
-        proposals = read_proposals(opt["result_file"])
-    ground_truth = ground_truth_of(opt)
-    curve = _evaluate(ground_truth, proposals, "result file %s" % opt["result_file"])
-    for number in REPORTED:
+    source, protocol = "result file %s" % opt["result_file"], PROTOCOLS[opt["protocol"]]
+    ground_truth = ground_truth_of(opt) if ground_truth is None else ground_truth
+    actions = protocol.split(ground_truth.actions)[0]
+    if not actions:
+        print("there is nothing to evaluate: none of the %d videos of the validation subset has an action in %s"
+              % (ground_truth.videos, ground_truth.source), flush=True)
+        return None
+    proposals = ground_truth.aligned(read_proposals(opt["result_file"]) if proposals is None else proposals, source)
+    curve = _evaluate(actions, proposals, source, protocol.points, protocol.recall_at, protocol.points)
+    for number in protocol.numbers:
         print("AR@%d is \t%s" % (number, average_recall_at(curve[2], number)), flush=True)
-    plot_metric(opt, *curve)
-    return Evaluation(ground_truth, proposals, *curve)
+    plot_metric(opt, *curve, protocol.recall_at)
+    return Evaluation(actions, proposals, *curve, protocol)
+
+
+def baselines(ground_truth: Dict[str, List[tuple]], training: Dict[str, Video], videos: Dict[str, Video],
+              protocol: Protocol = PROTOCOLS["activitynet"]) -> Dict[str, Tuple[np.ndarray, ...]]:
+    """What proposals reach that look at no video: {what they are: as :func:`average_recall` returns it}.
+
+    Args:
+        ground_truth: {id: [(start, end, label)]}.
+        training: the videos whose actions the best list is made for; without actions there is no such list.
+        videos: the evaluated videos, for their lengths.
+        protocol: of the evaluation.
+    """
+    seconds = {video_id(name): video.seconds for name, video in videos.items()}
+    actions = np.array([(start / video.seconds, end / video.seconds) for video in training.values()
+                        for start, end, _ in video.actions]).reshape(-1, 2)
+    number, generator = protocol.numbers[-1], np.random.RandomState(0)
+    lists = {"random": lambda: random_list(number, generator)}
+    if len(actions):
+        chosen = best_list(actions, protocol.recall_at, number)
+        lists["the best list without features"] = lambda: chosen
+    return {what: average_recall(
+        ground_truth, {name: in_seconds(make(), seconds[video_id(name)]) for name in ground_truth},
+        protocol.points, protocol.recall_at, protocol.points) for what, make in lists.items()}
 
 
 def average_recall_at(recall: np.ndarray, number: int) -> float:
-    """AR@number, from recall [H, 100]: the mean over the thresholds."""
+    """AR@number, from recall [H, points]: the mean over the thresholds."""
     return float(recall[:, number - 1].mean())

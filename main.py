@@ -3,6 +3,7 @@
 one process     python3 main.py --mode full --data_path DIR --batch_size 16
 eight cards     torchrun --nproc_per_node=8 main.py --mode full --data_path DIR --batch_size 128
 new proposals   python3 main.py --mode inference --data_path DIR --pth_path checkpoint/BMN_best.pth.tar
+figures         python3 main.py --mode evaluate --result_file FILE
 detection       python3 main.py --mode detection --classification_file FILE
 """
 from bmn.errors import UserError, command_line, run_as_program
@@ -14,6 +15,7 @@ if __name__ == "__main__":      # before PyTorch is imported: --help and a mista
 from bmn.machine import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
 import contextlib
 import functools
+import itertools
 import json
 import os
 import sys
@@ -22,14 +24,16 @@ from tqdm import tqdm
 
 import engine
 import post_processing
-from bmn.data.annotations import read_videos
+from bmn.data.annotations import Annotations, remarks
 from bmn.data.features import open_features
+from bmn.data.ground_truth import ground_truth_of
 from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
 from bmn.files import check_writable, replacing, write_json
 from bmn.machine import amp
 from bmn.network.onnx_network import OnnxNetwork
 from bmn.options import BEST
 from bmn.results.figures import picture_format
+from bmn.results.result_files import read_detections
 from bmn.results.score_tables import FOLDER, CsvExport
 from bmn.training import checkpoint
 from bmn.training.training import Training
@@ -46,16 +50,20 @@ LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss:
 def main(arguments):
     opt = vars(arguments)
     with device.setup(opt) as runtime:
+        annotations = ground_truth = None
         if runtime.is_main:         # the machines of a run need not share a disk
             check_files(opt, runtime)
+            if opt["mode"] != "train":
+                ground_truth = ground_truth_of(opt, runtime.log)
+        if opt["mode"] in ("evaluate", "detection"):
+            return evaluate(opt, runtime, ground_truth)
+        annotations = open_annotations(opt, runtime)
         precision = amp.choose(runtime.kind, opt["opt_level"], opt["loss_scale"])
         runtime.log("precision: %s (--opt_level %s)" % (precision.description, opt["opt_level"]))
         if opt["mode"] in ("train", "full"):
-            train(dict(opt, mode="train"), runtime, precision)
+            train(dict(opt, mode="train"), runtime, precision, annotations)
         if opt["mode"] in ("inference", "full"):
-            infer(dict(opt, mode="inference", pth_path=network_of(opt)), runtime, precision)
-        if opt["mode"] == "detection" and runtime.is_main:
-            evaluate_detection(opt, runtime.log)
+            infer(dict(opt, mode="inference", pth_path=network_of(opt)), runtime, precision, annotations, ground_truth)
 
 
 def network_of(opt):
@@ -65,7 +73,7 @@ def network_of(opt):
 
 def check_files(opt, runtime):
     """Find out now, not after ten epochs, that an input does not exist or that an output cannot be written."""
-    for name in ("onnx", "classification_file", "ground_truth"):
+    for name in ("onnx", "classification_file", "ground_truth", "blocked"):
         if opt[name] and not os.path.isfile(opt[name]):
             raise UserError("--%s %s does not exist: check the path" % (name, opt[name]))
     if opt["resume"] not in ("", "auto") and not os.path.isfile(opt["resume"]):
@@ -82,10 +90,23 @@ def check_files(opt, runtime):
         picture_format(opt["save_fig_path"])
 
 
-def train(opt, runtime, precision):
+def open_annotations(opt, runtime):
+    """What the annotation files say, with a word about whatever in it bends the figures of this run."""
+    annotations = Annotations(opt)
+    subsets = {"train": ("train", "validation"), "inference": ("validation",), "full": ("train", "validation")}
+    for line in remarks(annotations, [annotations.subset(subset) for subset in subsets[opt["mode"]]]):
+        runtime.log(line)
+    return annotations
+
+
+def train(opt, runtime, precision, annotations):
     """Train for --train_epochs epochs, validate after each, keep the last and the best checkpoint."""
     local_batch_size = runtime.local_batch_size(opt["batch_size"])
-    training_videos, validation_videos = open_datasets(opt, runtime, "train", "validation")
+    training_videos, validation_videos = open_datasets(opt, runtime, annotations, "train", "validation")
+    labelled = any(video.actions for video in validation_videos.videos.values())
+    if not labelled:
+        runtime.log("none of the %d validation videos has an action, so their losses say nothing: the best checkpoint "
+                    "is the last one" % len(validation_videos))
     batches = TrainingBatches(len(training_videos), local_batch_size, opt["seed"], runtime.rank, runtime.world_size)
     blocks = rank_blocks(len(validation_videos), runtime.rank, runtime.world_size)
     training_loader = load(training_videos, batches, opt, runtime)
@@ -111,7 +132,7 @@ def train(opt, runtime, precision):
             "peak_memory_mb": runtime.peak_memory_mb(), "device": runtime.kind, "world_size": runtime.world_size,
             "videos": {"training": len(training_videos), "validation": len(validation_videos),
                        "left_out": training_videos.left_out + validation_videos.left_out},
-        }, validated["losses"]["total"])
+        }, validated["losses"]["total"] if labelled else None)
         state = dict(training.state_dict(), random_states=runtime.gather(runtime.random_state()))
         if runtime.is_main:
             save(opt["checkpoint_path"], state, is_best)
@@ -162,11 +183,11 @@ def log_epoch(runtime, epoch, trained, validated):
                     % (epoch, trained["skipped"], trained["iterations"]))
 
 
-def open_datasets(opt, runtime, *subsets):
+def open_datasets(opt, runtime, annotations, *subsets):
     """The videos of each subset with their features, found and checked before anything is computed."""
-    names = [name for subset in subsets for name in read_videos(opt, subset)]
-    features = open_features(opt, names, runtime, runtime.log)
-    datasets = [VideoDataSet(opt, subset, features) for subset in subsets]
+    videos = [annotations.subset(subset) for subset in subsets]
+    features = open_features(opt, list(dict.fromkeys(itertools.chain(*videos))), runtime, runtime.log)
+    datasets = [VideoDataSet(opt, subset, features, its_videos) for subset, its_videos in zip(subsets, videos)]
     for subset, dataset in zip(subsets, datasets):
         runtime.log("%s subset video numbers: %d" % (subset, len(dataset)))
     return datasets
@@ -196,16 +217,32 @@ def save(folder, state, is_best):
         handle.writelines(json.dumps(line) + "\n" for line in state["metrics"])
 
 
-def infer(opt, runtime, precision):
+def infer(opt, runtime, precision, annotations, ground_truth):
     """Proposals of the validation videos: --result_file, then AR@AN, the figure and the report."""
-    videos, = open_datasets(opt, runtime, "validation")
+    videos, = open_datasets(opt, runtime, annotations, "validation")
     network = OnnxNetwork(opt["onnx"]) if opt["onnx"] else trained_network(opt, runtime, precision)
     found = propose(videos, network, opt, runtime, precision)
     if runtime.is_main:
-        results = post_processing.write_result(opt["result_file"], videos.videos, found)
+        results = post_processing.write_result(opt["result_file"], videos.videos, found, ground_truth.spelled())
         maps_of = functools.partial(maps_of_videos, videos, network, runtime, precision)
-        page = write_report(opt, videos.videos, evaluation_proposal(opt, results), maps_of)
-        runtime.log("proposals: %s\nfigure: %s\nreport: %s" % (opt["result_file"], opt["save_fig_path"], page))
+        result = evaluation_proposal(opt, results, ground_truth)
+        runtime.log("proposals: %s" % opt["result_file"])
+        if result:
+            page = write_report(opt, result, videos.videos, maps_of, annotations.subset_or_none("train"))
+            runtime.log("figure: %s\nreport: %s" % (opt["save_fig_path"], page))
+
+
+def evaluate(opt, runtime, ground_truth):
+    """Measure --result_file as it is: AR@AN of proposals, mAP of detections, or of proposals with --mode detection."""
+    if not runtime.is_main:
+        return
+    detections = read_detections(opt["result_file"])
+    if detections is not None or opt["mode"] == "detection":
+        evaluate_detection(opt, ground_truth, detections, runtime.log)
+    else:
+        result = evaluation_proposal(opt, None, ground_truth)
+        if result:
+            runtime.log("figure: %s\nreport: %s" % (opt["save_fig_path"], write_report(opt, result)))
 
 
 def trained_network(opt, runtime, precision):

@@ -3,10 +3,10 @@ import argparse
 import difflib
 import os
 import sys
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 from bmn.errors import UserError
-from bmn.options import DATA_PATH_NAMES, GROUPS, OPTIONS, with_defaults
+from bmn.options import DATA_PATH_NAMES, GROUPS, OPTIONS, Option, with_defaults
 
 
 class _Parser(argparse.ArgumentParser):
@@ -15,36 +15,41 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_opt(argv: Optional[List[str]] = None,
-              description: str = "BMN: temporal action proposals on Ascend NPUs, CUDA and CPU") -> argparse.Namespace:
+              description: str = "BMN: temporal action proposals on Ascend NPUs, CUDA and CPU",
+              more: Sequence[Option] = ()) -> argparse.Namespace:
     """Parse the command line (``sys.argv`` where ``argv`` is None) into a Namespace with every option.
 
-    ``description`` heads the help of a tool that takes the same options.
+    ``description`` heads the help of a tool that takes the same options, and ``more`` of its own.
 
     Raises:
         UserError: an unknown option, a value of the wrong type or range, options that contradict each other.
     """
     argv = sys.argv[1:] if argv is None else argv
-    given, unknown = _parser(description).parse_known_args([_spelling(argument) for argument in argv])
+    given, unknown = _parser(description, more).parse_known_args([_spelling(argument) for argument in argv])
     if unknown:
         close = difflib.get_close_matches(unknown[0].partition("=")[0], sorted("--" + name for name in OPTIONS), n=1)
         raise UserError("unknown option %s%s (python3 main.py --help lists all options)"
                         % (unknown[0], ", did you mean %s?" % close[0] if close else ""))
-    opt = with_defaults(vars(given))
+    given = {name: value[0] if isinstance(value, list) and len(value) == 1 else value
+             for name, value in vars(given).items()}
+    opt = dict({option.name: option.default for option in more}, **with_defaults(given))
     opt.update((name, opt["data_path"]) for name in DATA_PATH_NAMES)    # whoever reads one of them sees the same folder
     check_together(opt)
     return argparse.Namespace(**opt)
 
 
-def _parser(description):
+def _parser(description, more):
     """A parser whose result has only the options that were given."""
     parser = _Parser(prog=os.path.basename(sys.argv[0]), allow_abbrev=False, description=description,
                      argument_default=argparse.SUPPRESS)
-    for title, options in GROUPS.items():
+    for title, options in [*GROUPS.items(), ("this tool alone", more)]:
         group = parser.add_argument_group(title)
         for option in options:
             how = {"choices" if isinstance(option.kind, tuple) else "type": option.kind}
             if option.name == "skip_missing":       # a bare --skip_missing is the natural way to say it
                 how.update(nargs="?", const=1)
+            if option.several:
+                how.update(nargs="+")
             default = "none" if option.default == "" else option.default
             group.add_argument("--" + option.name, help="%s (default: %s)" % (option.help, default), **how)
     for alias in DATA_PATH_NAMES[1:]:
@@ -71,7 +76,5 @@ def check_together(opt: dict) -> None:
     if opt["soft_nms_low_thres"] > opt["soft_nms_high_thres"]:
         raise UserError("--soft_nms_low_thres %g is above --soft_nms_high_thres %g: swap them"
                         % (opt["soft_nms_low_thres"], opt["soft_nms_high_thres"]))
-    if opt["mode"] == "detection" and not opt["classification_file"]:
-        raise UserError("--mode detection needs --classification_file: the classes of whole videos")
     if opt["onnx"] and opt["mode"] != "inference":
         raise UserError("--onnx works only with --mode inference, but this is --mode %s" % opt["mode"])

@@ -1,17 +1,19 @@
 """Soft-NMS, which gives exactly the reference's best proposals from scored pairs, and the result file."""
 import functools
 import os
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import numpy as np
 
-from bmn.data.annotations import read_videos, video_id
-from bmn.data.segments import iou, proposal_seconds
+from bmn.data.annotations import Video, read_videos
+from bmn.data.ground_truth import ground_truth_file, ground_truth_of
+from bmn.data.segments import iou
 from bmn.errors import UserError
 from bmn.options import with_defaults
 from bmn.parallel import outcomes, without_errors
 from bmn.results.result_files import proposals_as_json, write_results
 from bmn.results.score_tables import FOLDER, decode, pairs, read_table
+from bmn.values import video_id
 
 KEPT = 101              # number of proposals at which soft-NMS stops
 WRITTEN = 100           # number of the best of them that the result file gets
@@ -124,13 +126,15 @@ def _grid_suppression(temporal_scale, alpha, low, high, best):
     return _suppression(*pairs(temporal_scale)[2:], best, alpha, low, high)
 
 
-def write_result(path: str, videos: Dict[str, dict], proposals_of: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+def write_result(path: str, videos: Dict[str, Video], proposals_of: Dict[str, np.ndarray],
+                 spelled: Optional[Dict[str, str]] = None) -> Dict[str, np.ndarray]:
     """Write the result file, in the order of ``videos``; ``path`` is replaced in one step.
 
     Args:
         path: the file.
-        videos: {name: annotation entry}, for the durations.
+        videos: {name: Video}, for the lengths.
         proposals_of: {name: float64 [n, 3]} (score, xmin, xmax as fractions).
+        spelled: {id without v_: id} as the ground truth spells them; the ids of other videos have no v_.
 
     Returns:
         the content of the file: {id: float64 [n, 3]} (score, start, end in seconds, within the video).
@@ -140,8 +144,8 @@ def write_result(path: str, videos: Dict[str, dict], proposals_of: Dict[str, np.
     """
     results = {}
     for name, video in videos.items():
-        seconds, (score, xmin, xmax) = proposal_seconds(video), proposals_of[name].T
-        results[video_id(name)] = np.stack(
+        seconds, (score, xmin, xmax) = video.proposal_seconds, proposals_of[name].T
+        results[(spelled or {}).get(video_id(name), video_id(name))] = np.stack(
             [score, np.maximum(xmin, 0) * seconds, np.minimum(xmax, 1) * seconds], axis=1)
     write_results(path, ((name, proposals_as_json(rows)) for name, rows in results.items()))
     return results
@@ -151,7 +155,8 @@ def BMN_post_processing(opt: dict) -> None:
     """Make the result file from output/BMN_results/<video>.csv of the validation videos, with several processes.
 
     Args:
-        opt: dict; video_info, video_anno, result_file, post_process_thread and the soft_nms options are read.
+        opt: dict; video_info, video_anno, ground_truth, result_file, post_process_thread and the soft_nms options are
+            read.
 
     Raises:
         UserError: an annotation file or a table is missing or broken, or the result file cannot be written.
@@ -163,4 +168,5 @@ def BMN_post_processing(opt: dict) -> None:
         return name, soft_nms(*read_table(os.path.join(FOLDER, name + ".csv")), opt)
 
     proposals_of = dict(without_errors(outcomes(work, list(videos), opt["post_process_thread"])))
-    write_result(opt["result_file"], videos, proposals_of)
+    spelled = ground_truth_of(opt).spelled() if ground_truth_file(opt) else {}
+    write_result(opt["result_file"], videos, proposals_of, spelled)

@@ -4,30 +4,33 @@ import html
 import io
 import json
 import os
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
 import eval as evaluation
-from bmn.data.annotations import video_id
-from bmn.data.segments import proposal_seconds
+from bmn.data.annotations import Video
 from bmn.errors import UserError
 from bmn.files import replacing
 from bmn.results import figures
+from bmn.values import video_id
 
 FILE = "report.html"
 SHOWN = 10              # best proposals of a video that are drawn; the videos are ranked by the recall of so many
 
 
-def write_report(opt: dict, videos: Dict[str, dict], result: evaluation.Evaluation,
-                 maps_of: Callable[[List[str]], Sequence[Sequence[np.ndarray]]]) -> str:
+def write_report(opt: dict, result: evaluation.Evaluation, videos: Optional[Dict[str, Video]] = None,
+                 maps_of: Optional[Callable[[List[str]], Sequence[Sequence[np.ndarray]]]] = None,
+                 training: Optional[Dict[str, Video]] = None) -> str:
     """Write report.html into the folder of opt["result_file"].
 
     Args:
         opt: complete dict; result_file, pth_path, onnx and checkpoint_path are read, and metrics.jsonl in the latter.
-        videos: {name: annotation entry} of the videos that were evaluated.
         result: what evaluation.evaluation_proposal returned.
+        videos: {name: Video} of the videos that were evaluated. None where only a result file is at hand: then the
+            page has no figures of a network.
         maps_of: called with three names at most; returns for each (confidence map [2, T, T], start [T], end [T]).
+        training: the training videos, for the list of proposals that needs no features.
 
     Returns:
         the path of the page.
@@ -36,22 +39,31 @@ def write_report(opt: dict, videos: Dict[str, dict], result: evaluation.Evaluati
         UserError: the page cannot be written, or metrics.jsonl cannot be used.
     """
     path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
-    parts = [_summary(opt, videos, result), _curves(opt, result), _videos(videos, result, maps_of)]
+    parts = [_summary(opt, result, videos, training or {}), _curves(opt, result, videos is not None),
+             _videos(result, videos, maps_of)]
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         handle.write(PAGE % "\n".join(parts))
     return path
 
 
-def _summary(opt, videos, result):
-    """What was evaluated, and AR@AN and AUC, as papers report them."""
-    rows = [("AR@%d" % number, 100 * evaluation.average_recall_at(result.recall, number))
-            for number in evaluation.REPORTED]
-    rows.append(("AUC", evaluation.area_under_curve(result.average_numbers, result.average_recall)))
-    text = "%d videos, %d annotated actions, figures in percent. Network <code>%s</code>, proposals <code>%s</code>" % (
-        len(videos), sum(map(len, result.ground_truth.values())), html.escape(opt["onnx"] or opt["pth_path"]),
+def _summary(opt, result, videos, training):
+    """What was evaluated, and AR@AN and AUC, as papers report them, beside those of proposals that see no video."""
+    numbers = result.protocol.numbers
+    network = "Network <code>%s</code>, p" % html.escape(opt["onnx"] or opt["pth_path"]) if videos else "P"
+    text = "%d videos, %d annotated actions, figures in percent. %sroposals <code>%s</code>" % (
+        len(videos or result.ground_truth), sum(map(len, result.ground_truth.values())), network,
         html.escape(opt["result_file"]))
-    return "<p>%s</p>%s" % (text, _table([name for name, _ in rows], [["%.2f" % value for _, value in rows]],
-                                         "headline"))
+    table = _table(["AR@%d" % number for number in numbers] + ["AUC"], [_figures(result[2:5], numbers)], "headline")
+    blind = evaluation.baselines(result.ground_truth, training, videos, result.protocol) if videos else {}
+    rows = [[what[0].upper() + what[1:]] + _figures(curve, numbers) for what, curve in blind.items()]
+    return "<p>%s</p>%s%s" % (text, table, "<p>For comparison, proposals that look at no video:</p>" + _table(
+        [""] + ["AR@%d" % number for number in numbers] + ["AUC"], rows, "plain") if rows else "")
+
+
+def _figures(curve, numbers):
+    """AR@AN and AUC of (average numbers, mean recall, recall [H, points]), as text."""
+    return ["%.2f" % (100 * evaluation.average_recall_at(curve[2], number)) for number in numbers] + [
+        "%.2f" % evaluation.area_under_curve(curve[0], curve[1])]
 
 
 def _table(header, rows, style):
@@ -60,19 +72,20 @@ def _table(header, rows, style):
         "".join("<tr>%s</tr>" % "".join("<td>%s</td>" % cell for cell in row) for row in rows))
 
 
-def _curves(opt, result):
+def _curves(opt, result, of_a_network):
     """The curves of the whole evaluation, and of the training where its metrics.jsonl exists."""
+    thresholds, numbers = result.protocol.recall_at, result.protocol.numbers
     cards = [_card("Average recall against the average number of proposals",
-                   figures.recall_curve(*result[2:], evaluation.THRESHOLDS, figures.REPORT)),
-             _card("Recall against tIoU", figures.recall_by_tiou(result.recall, evaluation.THRESHOLDS))]
+                   figures.recall_curve(*result[2:5], thresholds, figures.REPORT)),
+             _card("Recall against tIoU", figures.recall_by_tiou(result.recall, thresholds, numbers))]
     record = os.path.join(opt["checkpoint_path"], "metrics.jsonl")
     of_this_network = os.path.dirname(os.path.abspath(opt["pth_path"])) == os.path.abspath(opt["checkpoint_path"])
-    if of_this_network and not opt["onnx"] and os.path.isfile(record):
+    if of_a_network and of_this_network and not opt["onnx"] and os.path.isfile(record):
         cards.append(_card("Losses of the training", figures.training_curve(_read_epochs(record))))
-    rows = [["%.2f" % threshold] + ["%.1f" % (100 * recall[number - 1]) for number in evaluation.REPORTED]
-            for threshold, recall in zip(evaluation.THRESHOLDS, result.recall)]
+    rows = [["%.2f" % threshold] + ["%.1f" % (100 * recall[number - 1]) for number in numbers]
+            for threshold, recall in zip(thresholds, result.recall)]
     cards.append("<figure>%s<figcaption>Recall in percent, by tIoU and number of proposals</figcaption></figure>"
-                 % _table(["tIoU", *("%d" % number for number in evaluation.REPORTED)], rows, "plain"))
+                 % _table(["tIoU", *("%d" % number for number in numbers)], rows, "plain"))
     return _section("Curves", "", cards)
 
 
@@ -89,28 +102,41 @@ def _read_epochs(path):
                         ) from None
 
 
-def _videos(videos, result, maps_of):
-    """The best, the median and the worst video: time axis and confidence map."""
-    recall = evaluation.recall_of_videos(result.ground_truth, result.proposals, SHOWN)
-    known = sorted((name for name in videos if video_id(name) in recall), key=lambda name: -recall[video_id(name)])
+def _videos(result, videos, maps_of):
+    """The best, the median and the worst video: time axis and, where there is a network, its confidence map."""
+    thresholds = result.protocol.recall_at
+    recall = evaluation.recall_of_videos(result.ground_truth, result.proposals, SHOWN, thresholds)
+    names = {video_id(name): name for name in videos or result.ground_truth}
+    known = sorted((name for name in result.ground_truth if video_id(name) in names), key=lambda name: -recall[name])
     if not known:
         return ""
     chosen = {}
     for title, rank in (("Best", 0), ("Median", len(known) // 2), ("Worst", len(known) - 1)):
         chosen.setdefault(known[rank], title)
+    maps = maps_of([names[video_id(name)] for name in chosen]) if maps_of else [None] * len(chosen)
     sections = []
-    for (name, title), (confidence_map, start, end) in zip(chosen.items(), maps_of(list(chosen))):
-        truth, seconds = sorted(result.ground_truth[video_id(name)]), proposal_seconds(videos[name])
-        proposals = result.proposals.get(video_id(name), np.empty((0, 3)))
-        proposals = proposals[np.argsort(-proposals[:, 0], kind="stable")] / (1, seconds, seconds)
-        time_axis, confidence = figures.prediction_in_two(seconds, start, end, confidence_map, proposals, truth)
+    for (name, title), its_maps in zip(chosen.items(), maps):
+        truth, proposals = sorted(result.ground_truth[name]), result.proposals.get(name, np.empty((0, 3)))
+        proposals = proposals[np.argsort(-proposals[:, 0], kind="stable")]
+        if videos:
+            seconds = videos[names[video_id(name)]].proposal_seconds
+        else:               # nobody says how long the video is: as long as what happens in it
+            seconds = max([end for _, end, _ in truth] + proposals[:SHOWN, 2].tolist())
         sections.append(_section(
-            "%s video: %s" % (title, name),
-            "%d action%s in %.0f seconds. Recall of the best %d proposals, mean over tIoU 0.5 to 0.95: %.0f&nbsp;%%"
-            % (len(truth), "s" * (len(truth) > 1), seconds, SHOWN, 100 * recall[video_id(name)]),
-            [_card("Boundary probabilities, ground truth and the best proposals", time_axis),
-             _card("Confidence of every pair of start and end", confidence)]))
+            "%s video: %s" % (title, names[video_id(name)]),
+            "%d action%s in %.0f seconds. Recall of the best %d proposals, mean over tIoU %g to %g: %.0f&nbsp;%%"
+            % (len(truth), "s" * (len(truth) > 1), seconds, SHOWN, thresholds[0], thresholds[-1], 100 * recall[name]),
+            _cards_of_a_video(seconds, its_maps, proposals / (1, seconds, seconds), truth)))
     return "\n".join(sections)
+
+
+def _cards_of_a_video(seconds, maps, proposals, truth):
+    if maps is None:
+        return [_card("Ground truth and the best proposals", figures.time_axis(seconds, proposals, truth))]
+    confidence_map, start, end = maps
+    time_axis, confidence = figures.prediction_in_two(seconds, start, end, confidence_map, proposals, truth)
+    return [_card("Boundary probabilities, ground truth and the best proposals", time_axis),
+            _card("Confidence of every pair of start and end", confidence)]
 
 
 def _section(title, text, cards):
@@ -148,7 +174,9 @@ th, td { padding: 0.5rem 0.25rem; text-align: center; overflow-wrap: normal; }
 th { font-weight: 500; font-size: 0.85rem; color: #4a5568; }
 .headline { max-width: 640px; }
 .headline td { font-weight: 600; font-size: clamp(0.9rem, 3.8vw, 1.35rem); padding-top: 0; }
-.plain td { padding: 0.25rem; border-top: 1px solid #e5e8ee; font-variant-numeric: tabular-nums; }
+.plain { font-size: clamp(0.75rem, 3.4vw, 1rem); }
+.plain th { padding: 0.25rem 0.15rem; }
+.plain td { padding: 0.25rem 0.15rem; border-top: 1px solid #e5e8ee; font-variant-numeric: tabular-nums; }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%%, 440px), 1fr)); }
 figure { margin: 0; padding: 0.75rem; background: #fff; border-radius: 8px; }
 figure img { display: block; width: 100%%; height: auto; }

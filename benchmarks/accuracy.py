@@ -20,6 +20,7 @@ from reference import check_clone
 from bmn.data.annotations import read_videos
 from bmn.errors import UserError, run_as_program
 from bmn.files import write_json
+from bmn.options import with_defaults
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -48,10 +49,11 @@ def figures(output):
 def write_ground_truth(folder):
     """Write the ground truth of the reference where it looks for it."""
     files = {"video_info": os.path.join(folder, VIDEO_INFO), "video_anno": os.path.join(folder, VIDEO_ANNO)}
-    videos = read_videos(files, "validation")
+    videos = read_videos(with_defaults(files), "validation")
     write_json(os.path.join(folder, "Evaluation/data/activity_net_1_3_new.json"), {
-        "database": {name[2:]: {"subset": "validation", "duration": video["duration_second"],
-                                "annotations": video["annotations"]} for name, video in videos.items()},
+        "database": {name[2:]: {"subset": "validation", "duration": video.seconds, "annotations": [
+            {"segment": [start, end], "label": label} for start, end, label in video.actions]}
+            for name, video in videos.items()},
         "taxonomy": [], "version": "VERSION 1.3"})
     os.makedirs(os.path.join(folder, "output"))
 

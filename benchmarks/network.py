@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from reference import load_reference
 
+from bmn.data.annotations import Video
 from bmn.errors import UserError, run_as_program
 from bmn.machine.amp import bfloat16_problem
 from bmn.options import COUNT, DEFAULTS
@@ -35,9 +36,7 @@ def make_batch(batch, scale, channels=400):
     random, items = np.random.RandomState(0), []
     for _ in range(batch):
         centre, half = random.uniform(30, 70, 3), random.uniform(0.5, 1, 3) * (30, 10, 4)
-        items.append(Labels(scale)({
-            "duration_frame": 1600, "duration_second": 100.0, "feature_frame": 1600,
-            "annotations": [{"segment": [c - h, c + h], "label": ""} for c, h in zip(centre, half)]}))
+        items.append(Labels(scale)(Video(100.0, 100.0, 100.0, [(c - h, c + h, "") for c, h in zip(centre, half)])))
     labels = [torch.stack([torch.as_tensor(value) for value in values]).float() for values in zip(*items)]
     return [torch.from_numpy(random.randn(batch, channels, scale).astype(np.float32))] + labels
 

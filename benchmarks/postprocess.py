@@ -26,6 +26,7 @@ from reference import load_reference
 
 import eval as evaluation
 import post_processing
+from bmn.data.annotations import read_entry
 from bmn.errors import run_as_program
 from bmn.files import read_json, write_json
 from bmn.options import DEFAULTS
@@ -34,7 +35,7 @@ from models import BMN
 
 SCALE = 100
 BATCH = 16              # as in main.py's inference
-VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2990, "annotations": []}
+VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2990, "annotations": []}      # theirs
 REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference.py")
 
 
@@ -118,7 +119,7 @@ def our_result(maps, names):
     for first in range(0, len(names), BATCH):
         part = slice(first, first + BATCH)
         found.update(zip(names[part], post_processing.proposals(*(one[part] for one in maps), DEFAULTS)))
-    return post_processing.write_result("ours.json", dict.fromkeys(names, VIDEO), found)
+    return post_processing.write_result("ours.json", dict.fromkeys(names, read_entry("v", VIDEO, "")), found)
 
 
 def check_same():

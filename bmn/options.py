@@ -10,11 +10,16 @@ from typing import Any, Callable, NamedTuple, Tuple, Union
 
 
 class Option(NamedTuple):
-    """An option. ``kind`` is a function from text to a value, or the tuple of the values that are allowed."""
+    """An option.
+
+    ``kind`` is a function from text to a value, or the tuple of the values that are allowed. With ``several``, more
+    than one value may be given: a list then.
+    """
     name: str
     default: Any
     kind: Union[Callable[[str], Any], Tuple[str, ...]]
     help: str
+    several: bool = False
 
 
 def _number(convert, holds, wanted):
@@ -33,6 +38,7 @@ def _number(convert, holds, wanted):
 INDEX = _number(int, lambda v: v >= 0, "a whole number of at least 0")
 COUNT = _number(int, lambda v: v >= 1, "a whole number of at least 1")
 AT_LEAST_2 = _number(int, lambda v: v >= 2, "a whole number of at least 2")
+WORD = _number(str, lambda v: v.strip() != "", "a word")
 SEED = _number(int, lambda v: 0 <= v < 2 ** 32, "a whole number from 0 to 4294967295")
 FLAG = _number(int, lambda v: v in (0, 1), "0 or 1")
 WORKERS = _number(int, lambda v: v >= -1, "a whole number of at least 0, or -1 for as many as suit the machine")
@@ -45,9 +51,9 @@ BEST = "BMN_best.pth.tar"       # the file name of a run's best checkpoint
 
 GROUPS = {
     "what to do": (
-        Option("mode", "train", ("train", "inference", "full", "detection"),
-               "train; inference: proposals of the validation videos and AR@AN; full: both; detection: proposals times "
-               "classes (--classification_file) and mAP"),
+        Option("mode", "train", ("train", "inference", "full", "evaluate", "detection"),
+               "train; inference: proposals of the validation videos and AR@AN; full: both; evaluate: measure "
+               "--result_file as it is; detection: proposals times classes (--classification_file) and mAP"),
         Option("finetune", 0, FLAG, "1: start from the network in --pth_path"),
         Option("checkpoint_path", "./checkpoint", str,
                "folder of BMN_checkpoint.pth.tar, BMN_best.pth.tar, metrics.jsonl and opts.json"),
@@ -67,9 +73,12 @@ GROUPS = {
     ),
     "data": (
         Option("video_info", "data/activitynet_annotations/video_info_new.csv", str,
-               "CSV file that lists the videos and their subset"),
+               "CSV file that lists the videos and their subset; not needed where --video_anno has the subsets"),
         Option("video_anno", "data/activitynet_annotations/anet_anno_action.json", str,
-               "JSON file of durations and annotated segments"),
+               "file, or several, of lengths and annotated segments, in any form that docs/data.md describes", True),
+        Option("training_subset", "training", WORD, "subset of the videos to train on, as the files spell it"),
+        Option("validation_subset", "validation", WORD, "subset of the videos to validate, infer and evaluate on"),
+        Option("blocked", "", str, "file of videos to leave out: a name on each line, or a JSON list"),
         Option("data_path", "data/activitynet_feature_cuhk/", str,
                "folder that holds csv_mean_<T>/<video>.csv (also --data, --feature_path)"),
         Option("temporal_scale", 100, AT_LEAST_2, "T, positions that a video is rescaled to"),
@@ -96,7 +105,10 @@ GROUPS = {
         Option("ground_truth", "", str,
                "ground truth in ActivityNet's format; else Evaluation/data/activity_net_1_3_new.json where it exists, "
                "else derived from --video_info and --video_anno"),
+        Option("protocol", "activitynet", ("activitynet", "opentad", "thumos14", "thumos14-kit"),
+               "how results are measured: docs/evaluation.md"),
         Option("classification_file", "", str, "classes of whole videos, for --mode detection"),
+        Option("classes", 2, COUNT, "best classes of a video that its proposals get"),
         Option("onnx", "", str, "run inference on this ONNX file instead of a checkpoint"),
     ),
     "machine": (

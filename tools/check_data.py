@@ -1,9 +1,12 @@
-"""Check the annotations and read every feature file, before a long training depends on them.
+"""Show what is understood of the annotations, and read every feature file, before a long training depends on them.
 
     python3 tools/check_data.py --data_path data/activitynet_feature_cuhk
+    python3 tools/check_data.py --video_anno thumos14.json --training_subset Validation --validation_subset Test
 
-The tool accepts main.py's options. It lists every problem that would stop a run, and then exits with status 1. Things
-that are merely odd are counted. Nothing is written.
+The tool accepts main.py's options. It prints the form of the annotation files, videos, lengths, actions and classes of
+each subset, and what proposals reach that look at no video: a network is worth what it adds to that. It counts what is
+odd, and says what it does to the labels. It lists every problem that would stop a run, and then exits with status 1.
+--plot FILE draws how lengths are distributed. Nothing else is written.
 """
 import argparse
 import os
@@ -11,76 +14,133 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
+from bmn.options import DEFAULTS, Option
 from opts import parse_opt
 
+PLOT = Option("plot", "", str, "draw the distributions of lengths into this file")
+
 if __name__ == "__main__":      # before the imports that take seconds
-    ARGUMENTS = command_line(lambda: parse_opt(description=__doc__.split("\n")[0]))
+    ARGUMENTS = command_line(lambda: parse_opt(description=__doc__.split("\n")[0], more=[PLOT]))
 
 import signal
 from collections import Counter
-from typing import Dict, List, Tuple
+from typing import Callable, Dict, List, Tuple
 
+import numpy as np
 from tqdm import tqdm
 
+import eval as evaluation
 from bmn import parallel
-from bmn.data import segments
-from bmn.data.annotations import read_video_list, read_videos
+from bmn.data.annotations import COVERED, Annotations, Video
 from bmn.data.feature_files import few
 from bmn.data.features import UNPACK, open_source
+from bmn.data.ground_truth import ground_truth_of
+from bmn.files import check_writable
+from bmn.results import figures
+from bmn.results.protocols import PROTOCOLS
+from bmn.values import counted, number
 
 NEEDED = ("train", "validation")        # subsets of a full run
 
 
-def check_annotations(opt: dict) -> Dict[str, dict]:
-    """Print what the two annotation files hold, and return {name: annotation entry} of the needed videos.
+def check_annotations(opt: dict) -> Dict[str, Dict[str, Video]]:
+    """Print what the annotation files hold, and return {subset: {name: Video}} of the needed subsets.
 
     Raises:
-        UserError: as in annotations.read_videos.
+        UserError: as in annotations.Annotations and its method subset.
     """
-    listed = read_video_list(opt["video_info"])
-    counts = Counter(subset for _, subset in listed)
-    print("%s: %d videos (%s)" % (opt["video_info"], len(listed),
-                                  ", ".join("%s %d" % row for row in sorted(counts.items()))))
-    repeated = [name for name, count in Counter(name for name, _ in listed).items() if count > 1]
-    if repeated:
-        print("  odd: %d videos are listed more than once (%s)" % (len(repeated), few(repeated)))
-    videos = {}
-    for subset in NEEDED:
-        videos.update(read_videos(opt, subset))
-    actions = [(name, video, one) for name, video in videos.items() for one in video["annotations"]]
-    print("%s: %d actions of %d classes in the %d videos of train and validation"
-          % (opt["video_anno"], len(actions), len({one.get("label") for _, _, one in actions}), len(videos)))
-    for what, names in odd_annotations(videos, actions):
+    annotations = Annotations(opt)
+    for file in annotations.files:
+        print("%s: %s, %s" % (file.path, file.form, counted(len(file.videos), "video")))
+    counts = Counter(subset or "none" for subset in annotations.subsets().values())
+    print("%s: %s (%s)" % (opt["video_info"] if annotations.listed is not None else "subsets of the entries",
+                           counted(sum(counts.values()), "video"),
+                           ", ".join("%s %d" % row for row in sorted(counts.items()))))
+    if annotations.blocked:
+        print("%s: leaves out %s" % (opt["blocked"], counted(len(annotations.blocked), "video")))
+    subsets = {subset: annotations.subset(subset) for subset in NEEDED}
+    for subset, videos in subsets.items():
+        print("%s: %s" % (subset, describe(videos)))
+    twice = [name for name in subsets["train"] if name in subsets["validation"]]
+    listed = Counter(video.name for video in annotations.listed or ())
+    lines = odd_annotations({name: video for videos in subsets.values() for name, video in videos.items()}) + [
+        ("videos are listed more than once", "they count once", [name for name, count in listed.items() if count > 1]),
+        ("videos are in both subsets", "figures are then those of videos that were trained on", twice),
+        ("videos have a number of frames and a rate that contradict their length", "only the length is used",
+         [name for file in annotations.files for name, entry in file.videos.items() if not consistent(entry)])]
+    for what, effect, names in lines:
         if names:
-            print("  odd: %d %s (%s)" % (len(names), what, few(names)))
-    return videos
+            print("  odd: %d %s: %s (%s)" % (len(names), what, effect, few(list(dict.fromkeys(names)))))
+    return subsets
 
 
-def odd_annotations(videos: Dict[str, dict], actions: List[Tuple[str, dict, dict]]) -> List[Tuple[str, List[str]]]:
-    """[(what is odd, names of the videos)]. Nothing of this stops a run, but it may be a mistake.
+def describe(videos: Dict[str, Video]) -> str:
+    """A line about the videos of a subset: their lengths and actions."""
+    lengths = [video.seconds for video in videos.values()]
+    actions = [(end - start, video.seconds, label) for video in videos.values() for start, end, label in video.actions]
+    text = "%s of %s" % (counted(len(videos), "video"), spread(lengths))
+    if not actions:
+        return text + ", no actions"
+    fractions = [100 * length / seconds for length, seconds, _ in actions]
+    return "%s, %s of %s (%s), of %s, half of them shorter than %.3g %% of their video" % (
+        text, counted(len(actions), "action"), counted(len({label for _, _, label in actions}), "class"),
+        "%.1f a video" % (len(actions) / float(len(videos))), spread([length for length, _, _ in actions]),
+        np.median(fractions))
 
-    Args:
-        videos: {name: annotation entry}.
-        actions: (name, annotation entry, annotation) of each annotated action.
-    """
-    def named(holds):
-        return [name for name, video, one in actions if holds(video, *one["segment"])]
 
-    def covered(video):
-        return float(video["feature_frame"]) / video["duration_frame"]
+def spread(seconds: List[float]) -> str:
+    """Shortest, median and longest of some lengths."""
+    return "%.3g to %.4g s (median %.3g s)" % (min(seconds), max(seconds), np.median(seconds))
 
+
+def consistent(entry: dict) -> bool:
+    """Whether the length of an entry is within 5 % of its frames over its rate, where it has both."""
+    frames, rate, seconds = (number(entry.get(key)) for key in ("frame", "fps", "duration"))
+    return not (frames and rate and seconds) or abs(frames / rate / seconds - 1) <= 0.05
+
+
+def odd_annotations(videos: Dict[str, Video]) -> List[Tuple[str, str, List[str]]]:
+    """[(what is odd, what it does, names of the videos)]. Nothing of this stops a run, but it may be a mistake."""
+    def named(holds: Callable[[Video, float, float], bool]):
+        return [name for name, video in videos.items() for start, end, _ in video.actions if holds(video, start, end)]
+
+    covered = {name: video.feature_seconds / video.seconds for name, video in videos.items()}
     return [
-        ("videos have no action", [name for name, video in videos.items() if not video["annotations"]]),
-        ("actions have no length", named(lambda video, start, end: start == end)),
-        ("actions end before they start", named(lambda video, start, end: start > end)),
-        ("actions begin after the end of their features, or end before 0",
-         named(lambda video, start, end: start >= segments.annotated_seconds(video) or end < 0)),
-        ("actions end more than a second after their video",
-         named(lambda video, start, end: end > video["duration_second"] + 1)),
-        ("actions have no label", [name for name, _, one in actions if not one.get("label")]),
-        ("videos have features for less than 90 % or more than 110 % of their frames",
-         [name for name, video in videos.items() if not 0.9 <= covered(video) <= 1.1]),
-    ]
+        ("videos have no action", "all their labels are zero",
+         [name for name, video in videos.items() if not video.actions and not video.reversed_actions]),
+        ("actions have no length", "their boundaries are labelled, but no proposal overlaps them",
+         named(lambda video, start, end: start == end)),
+        ("actions end before they start", "they are left out",
+         [name for name, video in videos.items() for _ in range(video.reversed_actions)]),
+        ("actions lie outside their video", "they get no labels, and count as missed",
+         named(lambda video, start, end: start >= video.seconds or end < 0)),
+        ("actions begin after the end of their features", "their labels lie at the last position",
+         named(lambda video, start, end: video.feature_seconds <= start < video.seconds)),
+        ("actions end more than a second after their video", "their labels end with the video",
+         named(lambda video, start, end: start < video.seconds and end > video.seconds + 1)),
+        ("actions have no label", "detection cannot use them",
+         [name for name, video in videos.items() for _, _, label in video.actions if not label]),
+        ("videos have features for less than 95 % or more than 105 % of their length",
+         "labels are scaled by what the features cover, the worst by %.0f %%"
+         % (100 * max(covered.values(), key=lambda one: abs(one - 1))),
+         [name for name in videos if not COVERED[0] <= covered[name] <= COVERED[1]]),
+        ("videos have proposals that are scaled by more than 10 % another length than their labels",
+         "so the reference has it; write the right feature_frame",
+         [name for name, video in videos.items() if abs(video.proposal_seconds / video.feature_seconds - 1) > 0.1])]
+
+
+def print_baselines(opt: dict, subsets: Dict[str, Dict[str, Video]]) -> None:
+    """Print what proposals reach on the validation videos that look at no video."""
+    protocol = PROTOCOLS[opt["protocol"]]
+    actions = protocol.split(ground_truth_of(opt, lambda line: None).actions)[0]
+    if not actions:
+        print("the validation videos have no actions: there is nothing to evaluate")
+        return
+    print("proposals that look at no video, in percent (what a network adds to these is its own):")
+    for what, curve in evaluation.baselines(actions, subsets["train"], subsets["validation"], protocol).items():
+        print("  %-32s %s  AUC %.2f" % (what, "  ".join(
+            "AR@%d %.2f" % (count, 100 * evaluation.average_recall_at(curve[2], count)) for count in protocol.numbers),
+            evaluation.area_under_curve(curve[0], curve[1])))
 
 
 def check_features(opt: dict, names: List[str]) -> List[str]:
@@ -110,13 +170,24 @@ def check_features(opt: dict, names: List[str]) -> List[str]:
 
 def main(arguments: argparse.Namespace) -> None:
     opt = vars(arguments)
-    videos = check_annotations(opt)
-    problems = check_features(opt, list(videos))
+    if opt["plot"]:
+        check_writable(opt["plot"])
+        figures.picture_format(opt["plot"])
+    subsets = check_annotations(opt)
+    print_baselines(opt, subsets)
+    if opt["plot"]:
+        figures.save(figures.lengths(subsets), opt["plot"])
+        print("lengths: %s" % opt["plot"])
+    names = list({name: None for videos in subsets.values() for name in videos})
+    if opt["data_path"] == DEFAULTS["data_path"] and not os.path.exists(opt["data_path"]):
+        print("no features were read, because there is no %s: --data_path names them" % opt["data_path"])
+        return
+    problems = check_features(opt, names)
     if problems:
         raise UserError("%d of %d videos cannot be used: repair or fetch their feature files, or leave videos without "
-                        "a file out with --skip_missing" % (len(problems), len(videos)))
+                        "a file out with --skip_missing" % (len(problems), len(names)))
     print("all %d videos of train and validation can be used: T = %d, C = %d"
-          % (len(videos), opt["temporal_scale"], opt["feat_dim"]))
+          % (len(names), opt["temporal_scale"], opt["feat_dim"]))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from typing import Dict, Tuple
 
 import numpy as np
 
-from bmn.data.annotations import read_annotations, read_video_list
+from bmn.data.annotation_files import read_annotation_file, read_video_list
 from bmn.data.feature_files import write_csv
 from bmn.files import replacing, write_json
 
@@ -132,8 +132,8 @@ def take_videos(folder: str, count: int, seed: int) -> Dict[str, Tuple[str, floa
     Raises:
         UserError: a file is missing or unreadable, or lists fewer videos.
     """
-    listed = read_video_list(os.path.join(folder, "video_info_new.csv"))
-    annotated = read_annotations(os.path.join(folder, "anet_anno_action.json"))
+    listed = [row[:2] for row in read_video_list(os.path.join(folder, "video_info_new.csv"))]
+    annotated = read_annotation_file(os.path.join(folder, "anet_anno_action.json")).videos
     listed = [(name, subset) for name, subset in listed if subset in [known for known, _ in SUBSETS]]
     if count > len(listed):
         raise UserError("--videos %d is more than the %d videos of %s: give a smaller number"

@@ -26,7 +26,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("features", metavar="FEATURES", help="file or folder of features")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
-    length.add_argument("--video_anno", help="annotation file: lengths, and actions for the pictures")
+    length.add_argument("--video_anno", action="append", help="annotation file: lengths, and actions for the pictures; "
+                        "may be given several times")
     parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
     parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
     parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
@@ -53,13 +54,14 @@ from tqdm import tqdm
 
 import opts
 import post_processing
-from bmn.data.annotations import checked_entry, is_number, read_annotations, same_id, video_id
+from bmn.data.annotation_files import length_in_seconds, read_annotation_files
+from bmn.data.annotations import Video, read_entry
 from bmn.data.feature_files import EXTENSIONS
 from bmn.data.features import FolderFeatures, open_source
-from bmn.data.segments import proposal_seconds
 from bmn.files import check_writable
 from bmn.results import figures
 from bmn.training import checkpoint
+from bmn.values import by_id, number, video_id
 from models import BMN
 
 SNIPPET = 16        # frames of a raw snippet
@@ -102,42 +104,29 @@ def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
     return source, names
 
 
-def check_ids(names: List[str]) -> None:
-    """Check that the names of the videos give different ids in --output.
-
-    Raises:
-        UserError: two names give the same id.
-    """
-    clash = same_id(names)
-    if clash:
-        raise UserError("%s and %s would both be video %s in --output: rename one, or predict them separately"
-                        % (*clash, video_id(clash[0])))
-
-
-def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, dict]:
-    """{name: annotation entry}. With --duration, everything but the length is filled in.
+def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, Video]:
+    """{name: Video}. With --duration there is only a length.
 
     Raises:
         UserError: the length of a video is not known, or its annotations are invalid.
     """
     if args.video_anno:
-        known = read_annotations(args.video_anno)
-        source = "--video_anno " + args.video_anno
+        known = {name: entry for file in read_annotation_files(args.video_anno) for name, entry in file.videos.items()}
+        source = "--video_anno " + " ".join(args.video_anno)
     elif os.path.isfile(args.duration):
         known = _read_length_list(args.duration)
         source = "--duration " + args.duration
     else:
-        known = {name: {"duration_second": _seconds(args.duration)} for name in names}
+        known = {name: {"duration_second": args.duration} for name in names}
         source = "--duration"
-    videos = {}
+    known, videos = {video_id(name): entry for name, entry in known.items()}, {}
     for name in names:
-        entry = dict(known.get(name, ()))
-        if not is_number(entry.get("duration_second")) or not 0 < entry["duration_second"] < 1e9:
+        entry = known.get(video_id(name), {})
+        seconds = number(length_in_seconds(entry))
+        if seconds is None or not 0 < seconds < 1e9:
             raise UserError("%s gives video %s the length %.80r, but a number of seconds above 0 is needed"
-                            % (source, name, entry.get("duration_second")))
-        entry.setdefault("duration_frame", SNIPPET)         # a video of one snippet: then no length is rounded
-        entry.setdefault("feature_frame", entry["duration_frame"])
-        videos[name] = checked_entry(name, entry, args.video_anno)
+                            % (source, name, length_in_seconds(entry)))
+        videos[name] = read_entry(name, entry, source)
     return videos
 
 
@@ -147,20 +136,13 @@ def _read_length_list(path):
             rows = csv.DictReader(handle)
             if not {"video", "seconds"} <= set(rows.fieldnames or ()):
                 raise UserError("--duration %s has no columns video and seconds: give such a file, or a number" % path)
-            return {row["video"]: {"duration_second": _seconds(row["seconds"])} for row in rows}
+            return {row["video"]: {"duration_second": row["seconds"]} for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError("--duration %s cannot be read as a CSV text file (%s): give another, or a number"
                         % (path, error)) from None
 
 
-def _seconds(text):
-    try:
-        return float(text)
-    except (TypeError, ValueError):     # None comes from a short row
-        return text
-
-
-def read_features(source: Any, name: str, video: dict, opt: dict) -> np.ndarray:
+def read_features(source: Any, name: str, video: Video, opt: dict) -> np.ndarray:
     """float32 [C, T] of a video, rescaled where its table is of another length.
 
     Raises:
@@ -172,7 +154,7 @@ def read_features(source: Any, name: str, video: dict, opt: dict) -> np.ndarray:
     if scale == (rows if rows_are_time or columns == opt["feat_dim"] else columns):
         return source.read(name)
     raw = as_snippets(table, rows_are_time, opt["feat_dim"], "features of %s in %s" % (name, source.path))
-    rescaled = rescale_snippets(raw, len(raw) * SNIPPET, video["duration_second"], scale, SNIPPET)
+    rescaled = rescale_snippets(raw, len(raw) * SNIPPET, video.seconds, scale, SNIPPET)
     return np.ascontiguousarray(rescaled.T, np.float32)
 
 
@@ -183,24 +165,24 @@ def predict(network: BMN, runtime: Any, features: np.ndarray) -> Tuple[np.ndarra
     return tuple(output[0].float().cpu().numpy() for output in outputs)
 
 
-def print_table(name: str, video: dict, found: np.ndarray, top: int) -> None:
+def print_table(name: str, video: Video, found: np.ndarray, top: int) -> None:
     """Print the ``top`` best proposals of a video in seconds; ``found`` is [n, 3] (score, xmin, xmax as fractions)."""
-    seconds = proposal_seconds(video)
-    print("%s, %.1f seconds" % (name, video["duration_second"]))
+    seconds = video.proposal_seconds
+    print("%s, %.1f seconds" % (name, video.seconds))
     print("%6s %10s %10s %10s %8s" % ("", "start", "end", "length", "score"))
     for rank, (score, xmin, xmax) in enumerate(found[:top], 1):
         print("%6d %10.2f %10.2f %10.2f %8.4f" % (rank, xmin * seconds, xmax * seconds, (xmax - xmin) * seconds, score))
 
 
-def draw(path: str, name: str, video: dict, maps: Tuple[np.ndarray, ...], found: np.ndarray) -> None:
+def draw(path: str, name: str, video: Video, maps: Tuple[np.ndarray, ...], found: np.ndarray) -> None:
     """Draw a prediction, with the annotated actions if there are any; ``maps`` is what :func:`predict` returned.
 
     Raises:
         UserError: the file cannot be written.
     """
-    truth = sorted((*one["segment"], one["label"]) for one in video["annotations"])
+    truth = sorted(video.actions)
     confidence_map, start, end = maps
-    figures.save(figures.prediction(name, proposal_seconds(video), start, end, confidence_map, found, truth), path)
+    figures.save(figures.prediction(name, video.proposal_seconds, start, end, confidence_map, found, truth), path)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -209,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
     network, opt = open_network(args)
     source, names = find_videos(args.features, opt)
     if args.output:
-        check_ids(names)
+        by_id(names, args.features)             # two names must not be one video in the result file
     videos = read_lengths(args, names)
     for name in tqdm(names, "checking", unit="video", disable=None if len(names) > 1 else True):
         read_features(source, name, videos[name], opt)      # so that a bad file shows before hours of work

@@ -6,7 +6,8 @@ A raw file has a row for each snippet of --snippet_frames frames, in order. Ther
     snippet   as the published csv_mean_100 were made. Each snippet is placed at its centre in seconds. For each of the
               T bins, three samples are interpolated linearly and averaged. A bin that no snippet reaches is zero.
     linear    T positions at equal distances from the first snippet to the last. This needs no annotations.
-With --write_anno FILE, the annotations are written to FILE with the feature_frame of these features.
+Without the number of frames of a video, and without --feature_fps, its features cover all of it. With --write_anno
+FILE, the annotations are written to FILE with the feature_frame of these features.
 """
 import argparse
 import os
@@ -14,16 +15,22 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
+from bmn.options import POSITIVE
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", required=True, help="folder of raw feature files, or an HDF5 file")
     parser.add_argument("--output", required=True, help="data folder, the --data_path of main.py")
-    parser.add_argument("--video_anno", help="annotation file with duration_second and duration_frame of the videos")
+    parser.add_argument("--video_anno", nargs="+", help="annotation files with the lengths of the videos, in any form "
+                        "that docs/data.md describes")
     parser.add_argument("--method", choices=("snippet", "linear"), default="snippet")
     parser.add_argument("--temporal_scale", type=int, default=100, help="T (default: %(default)s)")
     parser.add_argument("--snippet_frames", type=int, default=16, help="frames of a snippet (default: %(default)s)")
+    parser.add_argument("--feature_fps", type=POSITIVE, help="rate (frames a second) at which the frames of the "
+                        "snippets were taken (default: that of the video)")
+    parser.add_argument("--coverage", type=POSITIVE, nargs=2, default=(0.9, 1.1), metavar=("LOW", "HIGH"),
+                        help="part of a video that its features may cover (default: 0.9 1.1)")
     parser.add_argument("--feat_dim", type=int, default=0, help="C (default: the columns of the first video)")
     parser.add_argument("--write_anno", help="write the annotations with the right feature_frame to this file")
     args = parser.parse_args()
@@ -38,17 +45,19 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":      # before the imports that take seconds
     ARGUMENTS = command_line(parse_arguments, "scipy")
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 from scipy.interpolate import interp1d
 from tqdm import tqdm
 
 from bmn import parallel
-from bmn.data.annotations import read_annotations
+from bmn.data.annotation_files import ROWS, AnnotationFile, frame_count, read_annotation_files
+from bmn.data.annotations import read_entry
 from bmn.data.feature_files import few, write_csv
 from bmn.data.features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
 from bmn.files import check_writable, write_json
+from bmn.values import number, video_id
 
 SAMPLES = 3             # samples of a bin
 MARGIN = 0.0001         # seconds: samples stay this far inside the outermost snippet centres
@@ -142,29 +151,61 @@ def read_raw(source: Any, name: str, feat_dim: int, origin: str) -> np.ndarray:
     return as_snippets(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.path), origin)
 
 
-def read_durations(path: str, names: List[str]) -> Dict[str, dict]:
-    """{name: annotation entry} of all annotated videos. The videos ``names`` must be among them, with valid durations.
+class Length(NamedTuple):
+    """How long a video is: seconds, and frames at the rate of its snippets, None where nobody says."""
+    seconds: float
+    frames: Optional[float]
+
+
+def read_lengths(files: List[AnnotationFile], names: List[str], feature_fps: Optional[float]) -> Dict[str, Length]:
+    """{name: Length} of the videos ``names``.
 
     Raises:
-        UserError: the file cannot be used, a video is not annotated, or a duration is not a number above 0.
+        UserError: a video is not annotated, or its length is no number above 0.
     """
-    videos = read_annotations(path)
-    absent = [name for name in names if name not in videos]
+    found = {video_id(name): (file, entry) for file in files for name, entry in file.videos.items()}
+    source = "--video_anno %s" % " ".join(file.path for file in files)
+    absent = [name for name in names if video_id(name) not in found]
     if absent:
-        raise UserError("--video_anno %s lacks %d of %d videos that have raw features (%s): annotate them, at least "
-                        "with duration_second and duration_frame, or give --method linear"
-                        % (path, len(absent), len(names), few(absent)))
+        raise UserError("%s lacks %d of %d videos that have raw features (%s): annotate them, at least with "
+                        "duration_second, or give --method linear" % (source, len(absent), len(names), few(absent)))
+    lengths = {}
     for name in names:
-        for key in ("duration_second", "duration_frame"):
-            value = videos[name].get(key)
-            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise UserError("--video_anno %s: video %s has %s = %r, but a number above 0 is needed"
-                                % (path, name, key, value))
-    return videos
+        file, entry = found[video_id(name)]
+        frames = {key: entry.get(key) for key in ("duration_second", "duration", "duration_frame")}
+        seconds = read_entry(name, frames, "--video_anno %s" % file.path).seconds
+        counted_frames = frame_count(entry, "duration_frame")
+        lengths[name] = Length(seconds, seconds * feature_fps if feature_fps else
+                               None if counted_frames is None else number(counted_frames))
+    return lengths
 
 
-def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
+def check_coverage(name: str, snippets: int, length: Length, args: argparse.Namespace) -> None:
+    """Compare the frames of the snippets with those of the video.
+
+    Raises:
+        UserError: the features cover less or more of the video than --coverage allows.
+    """
+    if length.frames is None:
+        return
+    taken = snippets * args.snippet_frames
+    low, high = args.coverage
+    if not low <= taken / length.frames <= high:
+        raise UserError("raw features of %s: %d snippets of %d frames are %d frames, but the video has %.6g%s, so they "
+                        "would cover %.0f %% of it: give the right --snippet_frames or --feature_fps (the rate at "
+                        "which their frames were taken), or, where they really cover that much, --coverage"
+                        % (name, snippets, args.snippet_frames, taken, length.frames,
+                           " at --feature_fps %g" % args.feature_fps if args.feature_fps else "",
+                           100 * taken / length.frames))
+
+
+def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) -> Dict[str, int]:
     """Write the rescaled features of every raw video, and return {name: number of snippets}.
+
+    Args:
+        source: what :func:`open_raw` returned.
+        files: the annotation files; none with --method linear.
+        args: the command line.
 
     Raises:
         UserError: there are no raw features, or some cannot be used or written.
@@ -173,19 +214,24 @@ def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
     if not names:
         raise UserError("--input %s holds no features: a folder must hold files <video>.csv, .npy or .npz, and an HDF5 "
                         "file a data set for each video" % source.path)
-    videos = read_durations(args.video_anno, names) if args.video_anno else {}
+    lengths = read_lengths(files, names, args.feature_fps) if files else {}
     feat_dim, origin = args.feat_dim, "--feat_dim is"
     if not feat_dim:
         feat_dim, origin = read_raw(source, names[0], 0, "").shape[1], "those of %s have C =" % names[0]
     folder = os.path.join(args.output, "csv_mean_%d" % args.temporal_scale)
+    if os.path.realpath(folder) == os.path.realpath(args.input):
+        raise UserError("--output %s would put the rescaled features into %s, over the raw ones of --input: give "
+                        "another folder" % (args.output, folder))
 
     def work(name):
         raw = read_raw(source, name, feat_dim, origin)
+        if files:
+            check_coverage(name, len(raw), lengths[name], args)
         if args.method == "linear":
             features = rescale_linearly(raw, args.temporal_scale)
         else:
-            features = rescale_snippets(raw, videos[name]["duration_frame"], videos[name]["duration_second"],
-                                        args.temporal_scale, args.snippet_frames)
+            frames = lengths[name].frames or len(raw) * args.snippet_frames
+            features = rescale_snippets(raw, frames, lengths[name].seconds, args.temporal_scale, args.snippet_frames)
         write_csv(os.path.join(folder, name + ".csv"), features)
         return name, len(raw)
 
@@ -198,21 +244,42 @@ def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
     if flaws:
         raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
     print("%d videos rescaled to T = %d, C = %d in %s" % (len(names), args.temporal_scale, feat_dim, folder))
-    without = [name for name in videos if name not in snippets]
+    known = set(map(video_id, snippets))
+    without = [name for file in files for name in file.videos if video_id(name) not in known]
     if without:
         print("%d annotated videos have no raw features (%s)" % (len(without), few(without)))
     return snippets
 
 
+def with_coverage(files: List[AnnotationFile], snippets: Dict[str, int], args: argparse.Namespace) -> Dict[str, dict]:
+    """The annotations in the reference's form, with the feature_frame of these features where frames are counted."""
+    count_of = {video_id(name): count for name, count in snippets.items()}
+    videos = {}
+    for file in files:
+        for name in file.videos:
+            videos[name] = entry = dict(file.videos[name])
+            if file.form == ROWS:
+                actions = read_entry(name, entry, "--video_anno %s" % file.path).actions
+                entry["annotations"] = [{"segment": [start, end], "label": label} for start, end, label in actions]
+            if video_id(name) not in count_of:
+                continue
+            seconds, frames = read_lengths([file], [name], args.feature_fps)[name]
+            entry["duration_second"] = seconds
+            if frames is not None:
+                taken = count_of[video_id(name)] * args.snippet_frames
+                counted_frames = number(frame_count(entry, "duration_frame")) or frames
+                entry["duration_frame"] = counted_frames
+                entry["feature_frame"] = taken / frames * counted_frames if args.feature_fps else taken
+    return videos
+
+
 def main(args: argparse.Namespace) -> None:
     if args.write_anno:
         check_writable(args.write_anno)
-    snippets = prepare(open_raw(args.input), args)
+    files = read_annotation_files(args.video_anno) if args.video_anno else []
+    snippets = prepare(open_raw(args.input), files, args)
     if args.write_anno:
-        videos = read_annotations(args.video_anno)
-        for name, count in snippets.items():
-            videos[name]["feature_frame"] = count * args.snippet_frames
-        write_json(args.write_anno, videos)
+        write_json(args.write_anno, with_coverage(files, snippets, args))
 
 
 if __name__ == "__main__":

@@ -1,140 +1,253 @@
-"""The two annotation files: which videos there are (--video_info) and what happens in them (--video_anno)."""
-import csv
-import math
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+"""Which videos there are, how long they are and what happens in them: --video_anno, --video_info, --blocked."""
+import os
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from bmn.data import annotation_files
+from bmn.data.feature_files import few
 from bmn.errors import UserError
-from bmn.files import read_json
+from bmn.options import DEFAULTS, with_defaults
+from bmn.values import by_id, label_text, number, video_id
 
-NEEDED = ("duration_frame", "duration_second", "feature_frame")
-
-
-def video_id(name: str) -> str:
-    """The id of a video in result and ground-truth files: its name without the prefix v_."""
-    return name[2:] if name.startswith("v_") else name
+SNIPPET = 16            # frames of a snippet of ActivityNet's published features; no other place knows this number
+WORDS = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
+COVERED = (0.95, 1.05)  # features that cover less or more of their video than this are worth a word
 
 
-def same_id(names: Iterable[str]) -> Optional[Tuple[str, str]]:
-    """Two different names that have the same id in a result file; None where there are no such names."""
-    named = {}
-    for name in names:
-        other = named.setdefault(video_id(name), name)
-        if other != name:
-            return other, name
-    return None
+class Video(NamedTuple):
+    """A video as the rest of the program sees it, whatever file it comes from. Lengths and times are in seconds.
+
+    Attributes:
+        seconds: length of the video.
+        feature_seconds: length that its features cover, from 0; its labels are scaled by it.
+        proposal_seconds: length by which its proposals are scaled.
+        actions: (start, end, label) of each annotated action, with start <= end, as the file has them.
+        subset: as the file spells it, "" where no file says it.
+        reversed_actions: actions that were left out because they end before they start.
+    """
+    seconds: float
+    feature_seconds: float
+    proposal_seconds: float
+    actions: Sequence[Tuple[float, float, str]] = ()
+    subset: str = ""
+    reversed_actions: int = 0
 
 
-def read_videos(opt: dict, subset: str) -> Dict[str, dict]:
-    """The videos of a subset, in the order of the list: {name: annotation entry}.
+def scaled_lengths(seconds: float, frames: Optional[float], feature_frames: Optional[float]) -> Tuple[float, float]:
+    """(seconds that the features cover, seconds that scale the proposals) of a video.
+
+    Where a number of frames is not known (None), the features cover the whole video. Otherwise labels are scaled by
+    what the features cover. Proposals are scaled by the whole snippets of 16 frames in the video, as the reference and
+    everything that was compared with it do, if the features are made of such snippets. But where that is half of what
+    the features cover or less (which no video of ActivityNet comes near), they are no such features, and the length
+    that they cover is used.
+    """
+    if frames is None or feature_frames is None:
+        return seconds, seconds
+    covered = float(feature_frames) / frames * seconds
+    if feature_frames % SNIPPET:
+        return covered, covered
+    published = float(frames // SNIPPET * SNIPPET) / frames * seconds
+    return covered, published if published > covered / 2 else covered
+
+
+def same_subset(wanted: str, subset: str) -> bool:
+    """Whether ``subset`` is meant by the word ``wanted``: without case, as a whole word or contained in it."""
+    wanted, subset = wanted.lower(), subset.lower()
+    return WORDS.get(wanted, wanted) == WORDS.get(subset, subset) or wanted in subset
+
+
+def subset_word(opt: dict, subset: str) -> str:
+    """The word of the data set for ``subset``: that of --training_subset for "train", of --validation_subset for
+    "validation", and else ``subset`` itself."""
+    return {"train": opt["training_subset"], "validation": opt["validation_subset"]}.get(subset, subset)
+
+
+class Annotations:
+    """What --video_anno, --video_info and --blocked say together.
 
     Args:
-        opt: dict with ``video_info`` and ``video_anno``.
-        subset: the word that the subset of these videos contains: "train" finds "training".
+        opt: complete dict of options; video_anno, video_info, blocked, training_subset and validation_subset are read.
 
-    An entry holds duration_second (seconds), duration_frame, feature_frame (frames) and annotations: a list of
-    {"segment": [start, end] in seconds, "label"}, which may be empty.
-
-    Raises:
-        UserError: a file is missing, unreadable or of another form, two videos have the same id, a video is not
-            annotated, or no video is of that subset.
-    """
-    rows = read_video_list(opt["video_info"])
-    listed = {name: None for name, its_subset in rows if subset in its_subset}       # each name once, in order
-    clash = same_id(listed)
-    if clash:
-        raise UserError("--video_info %s lists %s and %s, which are both video %s in a result file: rename one"
-                        % (opt["video_info"], *clash, video_id(clash[0])))
-    if not listed:
-        found = ", ".join(sorted({"'%s'" % one for _, one in rows})[:5]) or "no rows"
-        raise UserError("--video_info %s lists no video whose subset has the word '%s' (it has %s): check that column"
-                        % (opt["video_info"], subset, found))
-    annotated = read_annotations(opt["video_anno"])
-    absent = [name for name in listed if name not in annotated]
-    if absent:
-        raise UserError("--video_anno %s lacks %d of the %d %s videos of --video_info %s (the first: %s): give an "
-                        "annotation file and a list that belong together"
-                        % (opt["video_anno"], len(absent), len(listed), subset, opt["video_info"],
-                           ", ".join(absent[:3])))
-    return {name: checked_entry(name, annotated[name], opt["video_anno"]) for name in listed}
-
-
-def read_video_list(path: str) -> List[Tuple[str, str]]:
-    """[(name, subset)] of the rows of a --video_info file.
+    Attributes:
+        files: the annotation files, as annotation_files.AnnotationFile.
+        listed: the rows of --video_info, or None where it decides nothing.
 
     Raises:
-        UserError: the file is missing or unreadable, lacks the columns video and subset, or has a row without a name.
+        UserError: a file is missing, unreadable or of another form, or two names have the same id.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:      # Excel writes a byte order mark
-            rows = csv.DictReader(handle)
-            missing = [column for column in ("video", "subset") if column not in (rows.fieldnames or ())]
-            if missing:
-                raise UserError("--video_info %s has no column '%s': its first line must name video and subset, "
-                                "separated by commas, but is %r"
-                                % (path, missing[0], ",".join(rows.fieldnames or ())[:80]))
-            listed = [(row["video"], row["subset"] or "") for row in rows]
-    except FileNotFoundError:
-        raise UserError("--video_info %s does not exist: check the path" % path) from None
-    except OSError as error:
-        raise UserError("--video_info %s cannot be read (%s): check the path and its permissions"
-                        % (path, error.strerror)) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError("--video_info %s is not a CSV text file (%s): give another file" % (path, error)) from None
-    if not all(name for name, _ in listed):
-        raise UserError("--video_info %s has a row without a name in its column 'video': correct or remove it" % path)
-    return listed
+
+    def __init__(self, opt: dict):
+        self.opt = opt
+        self.files = annotation_files.read_annotation_files(opt["video_anno"])
+        self._found = {video_id(name): (name, file) for file in self.files for name in file.videos}
+        self.listed = self._read_list(opt["video_info"])
+        self.blocked = set(map(video_id, annotation_files.read_blocked(opt["blocked"]))) if opt["blocked"] else set()
+
+    def _read_list(self, path):
+        """A list that is not given or, at its default path, is not there or belongs to other data, decides nothing."""
+        by_default = path == DEFAULTS["video_info"]
+        if not path or (by_default and not os.path.exists(path)):
+            return None
+        listed = annotation_files.read_video_list(path)
+        if by_default and any(self._has_subsets()) and not any(video_id(video.name) in self._found for video in listed):
+            return None
+        by_id((video.name for video in listed), "--video_info %s" % path)
+        return listed
+
+    def _has_subsets(self):
+        return (isinstance(entry.get("subset"), str) and bool(entry["subset"])
+                for file in self.files for entry in file.videos.values())
+
+    def source(self) -> str:
+        """The options that were read, for messages."""
+        paths = " ".join(file.path for file in self.files)
+        return "--video_anno %s" % paths + ("" if self.listed is None else " --video_info %s" % self.opt["video_info"])
+
+    def subsets(self) -> Dict[str, str]:
+        """{name: subset as it is spelled} of all videos but the blocked ones, in the order of the list or file."""
+        if self.listed is not None:
+            rows = [(video.name, video.subset) for video in self.listed]
+        else:
+            rows = [(name, str(entry.get("subset") or "")) for file in self.files
+                    for name, entry in file.videos.items()]
+        named = {}
+        for name, subset in rows:       # a name that is listed twice counts once, at its first place
+            if video_id(name) not in self.blocked:
+                named.setdefault(name, []).append(subset)
+        return {name: " ".join(found) for name, found in named.items()}
+
+    def subset(self, subset: str) -> Dict[str, Video]:
+        """{name: Video} of a subset, in the order of the list or file.
+
+        Args:
+            subset: "train" and "validation" mean what --training_subset and --validation_subset say; any other word
+                is itself the subset.
+
+        Raises:
+            UserError: no video is of that subset, one of them is not annotated, or its entry is invalid.
+        """
+        wanted = subset_word(self.opt, subset)
+        subsets = self.subsets()
+        names = [name for name, its_subset in subsets.items() if same_subset(wanted, its_subset)]
+        if not names:
+            raise UserError(self._no_such_subset(subset, wanted, subsets))
+        absent = [name for name in names if video_id(name) not in self._found]
+        if absent and not all(file.form == annotation_files.ROWS for file in self.files):
+            raise UserError("--video_anno %s lacks %d of the %d %s videos of --video_info %s (the first: %s): give "
+                            "annotations and a list that belong together"
+                            % (" ".join(file.path for file in self.files), len(absent), len(names), wanted,
+                               self.opt["video_info"], ", ".join(absent[:3])))
+        lengths = {video.name: video.seconds for video in self.listed or ()}
+        return {name: self._video(name, subsets[name], lengths.get(name)) for name in names}
+
+    def subset_or_none(self, subset: str) -> Optional[Dict[str, Video]]:
+        """The same as :meth:`subset`, but None where there is no such subset or its entries cannot be used."""
+        try:
+            return self.subset(subset)
+        except UserError:
+            return None
+
+    def _no_such_subset(self, subset, wanted, subsets):
+        option = {"train": "--training_subset %s" % wanted, "validation": "--validation_subset %s" % wanted}.get(
+            subset, "'%s'" % wanted)
+        there = sorted(set(subsets.values()) - {""})
+        where = "--video_info %s" % self.opt["video_info"] if self.listed is not None else self.source()
+        if not there:
+            return ("%s does not say which subset a video belongs to: give --video_info, a CSV file with the columns "
+                    "video and subset" % where)
+        return "%s: %s has no video of that subset, but of %s: name one of these" % (
+            option, where, ", ".join("'%s'" % one for one in there[:6]))
+
+    def _video(self, name, subset, listed_length):
+        """The Video ``name``; ``listed_length`` is its length in the list, or None."""
+        its_name, file = self._found.get(video_id(name), (name, self.files[0]))
+        entry = file.videos.get(its_name, {})
+        if annotation_files.length_in_seconds(entry) is None and listed_length:
+            entry = dict(entry, duration_second=listed_length)
+        return read_entry(its_name, entry, "--video_anno %s" % file.path, subset)
 
 
-def read_annotations(path: str) -> Dict[str, dict]:
-    """{name: entry} of a --video_anno file.
-
-    Raises:
-        UserError: the file is missing, unreadable, or not a JSON object of objects.
-    """
-    annotated = read_json(path, "annotation file (--video_anno)")
-    if not isinstance(annotated, dict) or not all(isinstance(entry, dict) for entry in annotated.values()):
-        raise UserError("--video_anno %s does not hold a JSON object of videos: it should look like "
-                        '{"v_name": {"duration_second": ..., "annotations": [...]}}' % path)
-    return annotated
+def read_videos(opt: dict, subset: str) -> Dict[str, Video]:
+    """The videos of a subset: see :class:`Annotations` and its method subset; ``opt`` may lack options."""
+    return Annotations(with_defaults(opt)).subset(subset)
 
 
-def checked_entry(name: str, entry: dict, path: str) -> dict:
-    """The annotation entry of a video, checked and completed: it has a list of annotations, each with a label.
+def read_entry(name: str, entry: dict, source: str, subset: str = "") -> Video:
+    """A Video from its entry in an annotation file.
 
     Args:
         name: the video.
-        entry: its entry, which this function changes.
-        path: the --video_anno file, for error messages.
+        entry: as bmn/data/annotation_files.py describes it.
+        source: the option and the file, for error messages.
+        subset: as the files spell it.
 
     Raises:
-        UserError: a duration is not a number above 0, or an annotation has no valid segment.
+        UserError: its length is missing or no number above 0, or an annotation has no valid segment or label.
     """
-    for key in NEEDED:
-        if not is_number(entry.get(key)) or entry[key] <= 0:
-            raise UserError("--video_anno %s: video %s has %s = %.80r, but a number above 0 is needed"
-                            % (path, name, key, entry.get(key)))
-    if entry.get("annotations") is None:
-        entry["annotations"] = []
-    if not isinstance(entry["annotations"], list):
-        raise UserError("--video_anno %s: video %s has annotations of another form, but a list of {\"segment\": "
-                        "[start, end], \"label\"} is needed" % (path, name))
-    for annotation in entry["annotations"]:
-        segment = annotation.get("segment") if isinstance(annotation, dict) else None
-        if not is_segment(segment):
-            raise UserError("--video_anno %s: video %s has the segment %.80r, but [start, end] in seconds is needed"
-                            % (path, name, segment))
-        annotation["label"] = str(annotation.get("label") or "")        # only detection needs it
-    return entry
+    seconds = annotation_files.length_in_seconds(entry)
+    lengths = {"duration_second": seconds, "duration_frame": annotation_files.frame_count(entry, "duration_frame"),
+               "feature_frame": annotation_files.frame_count(entry, "feature_frame")}
+    for key, value in lengths.items():
+        if value is None and key != "duration_second":
+            continue
+        lengths[key] = number(value)
+        if lengths[key] is None or lengths[key] <= 0:
+            raise UserError("%s: video %s has %s = %.80r, but a number above 0 is needed" % (source, name, key, value))
+    actions, left_out = read_actions(name, entry, source)
+    return Video(lengths["duration_second"], *scaled_lengths(*lengths.values()), actions, subset, left_out)
 
 
-def is_segment(value: Any) -> bool:
-    """Whether a value from a JSON file is [start, end] with finite numbers; start may be after end."""
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+def read_actions(name: str, entry: dict, source: str) -> Tuple[List[Tuple[float, float, str]], int]:
+    """([(start, end, label)] of an entry, number of those that were left out because they end before they start).
+
+    Raises:
+        UserError: an annotation has no valid segment or label.
+    """
+    annotations = entry.get("annotations")
+    if not isinstance(annotations, (list, type(None))):
+        raise UserError("%s: video %s has annotations of another form, but a list of {\"segment\": [start, end], "
+                        "\"label\"} is needed" % (source, name))
+    actions = []
+    for one in annotations or ():
+        segment = one.get("segment") if isinstance(one, dict) else None
+        times = list(map(number, segment)) if isinstance(segment, list) else []
+        if len(times) != 2 or None in times:
+            raise UserError("%s: video %s has the segment %.80r, but [start, end] in seconds is needed"
+                            % (source, name, segment))
+        try:
+            actions.append((float(times[0]), float(times[1]), label_text(one.get("label"))))
+        except ValueError as error:
+            raise UserError("%s: video %s: %s" % (source, name, error)) from None
+    kept = [action for action in actions if action[0] <= action[1]]
+    return kept, len(actions) - len(kept)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value from a JSON file is a finite number."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:       # a whole number too large for a float
-        return False
+def remarks(annotations: Annotations, subsets: List[Dict[str, Video]]) -> List[str]:
+    """What a run says at its start about the videos of its subsets: a line for each thing that bends its figures."""
+    videos = {name: video for subset in subsets for name, video in subset.items()}
+    lines = []
+    twice = [name for name in subsets[0] if name in subsets[-1]] if len(subsets) > 1 else []
+    if twice:
+        lines.append("%d videos are in both subsets (%s): the figures are also those of videos that the network was "
+                     "trained on" % (len(twice), few(twice)))
+    if annotations.blocked:
+        there = annotations.blocked & {video_id(name) for file in annotations.files for name in file.videos}
+        lines.append("--blocked %s: %d of its %d videos are in the annotations and are left out"
+                     % (annotations.opt["blocked"], len(there), len(annotations.blocked)))
+    odd = {name: video.feature_seconds / video.seconds for name, video in videos.items()
+           if not COVERED[0] <= video.feature_seconds / video.seconds <= COVERED[1]}
+    if odd:
+        worst = max(odd, key=lambda name: abs(odd[name] - 1))
+        lines.append("the features of %d of %d videos cover less than 95 %% or more than 105 %% of them (the worst: "
+                     "%s, %.0f %%): if their frames were counted wrongly, labels and proposals are shifted by as much"
+                     % (len(odd), len(videos), worst, 100 * odd[worst]))
+    left_out = [name for name, video in videos.items() if video.reversed_actions]
+    if left_out:
+        lines.append("%d actions end before they start and are left out (%s)"
+                     % (sum(videos[name].reversed_actions for name in left_out), few(left_out)))
+    outside = [name for name, video in videos.items() for start, end, _ in video.actions
+               if start >= video.seconds or end < 0]
+    if outside:
+        lines.append("%d actions lie outside their video: they get no labels, and count as missed in the evaluation "
+                     "(%s)" % (len(outside), few(list(dict.fromkeys(outside)))))
+    return lines

@@ -1,4 +1,4 @@
-"""Temporal segments: intersection and IoU, and the two durations that convert between seconds and fractions."""
+"""Temporal segments: intersection and IoU."""
 import numpy as np
 
 
@@ -25,16 +25,3 @@ def tiou(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, other_end:
     inter = intersection(start, end, other_start, other_end)
     with np.errstate(invalid="ignore", divide="ignore"):
         return inter / ((end - start) + (other_end - other_start) - inter)
-
-
-def annotated_seconds(video: dict) -> float:
-    """Seconds that the features of a video cover; its labels are scaled by them. ``video`` is its annotation entry."""
-    return float(video["feature_frame"]) / video["duration_frame"] * video["duration_second"]
-
-
-def proposal_seconds(video: dict) -> float:
-    """Seconds of the whole snippets of 16 frames in a video; its proposals are scaled by them.
-
-    ``video`` is its annotation entry.
-    """
-    return float(video["duration_frame"] // 16 * 16) / video["duration_frame"] * video["duration_second"]

@@ -5,7 +5,7 @@ matplotlib is imported when the first figure is made, and not by programs that d
 import contextlib
 import os
 import sys
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -87,7 +87,9 @@ def recall_curve(average_nr_proposals: np.ndarray, average_recall: np.ndarray, r
     figure = new_figure(style["size"])
     axes = figure.add_subplot(1, 1, 1)
     axes.plot(average_nr_proposals, average_recall, color="k", linewidth=style["width"],
-              label="tiou = 0.5:0.05:0.95, area=%.2f" % _cut(area(average_nr_proposals, average_recall)))
+              label="tiou = %.4g:%.4g:%.4g, area=%.2f" % (
+                  tiou_thresholds[0], (tiou_thresholds[-1] - tiou_thresholds[0]) / max(len(tiou_thresholds) - 1, 1),
+                  tiou_thresholds[-1], _cut(area(average_nr_proposals, average_recall))))
     for index, threshold in enumerate(tiou_thresholds[::2]):
         axes.plot(average_nr_proposals, recall[2 * index], color=style["colours"][index % 5], linewidth=style["width"],
                   linestyle="--", label="tiou=[%.4g], area=%.2f"
@@ -109,11 +111,11 @@ def _cut(number):
     return int(number * 100) / 100.         # like the reference, which does not round
 
 
-def recall_by_tiou(recall: np.ndarray, tiou_thresholds: np.ndarray) -> Any:
-    """Recall [H, 100] of the best 1, 5, 10 and 100 proposals against tIoU [H]."""
+def recall_by_tiou(recall: np.ndarray, tiou_thresholds: np.ndarray, numbers: Sequence[int] = (1, 5, 10, 100)) -> Any:
+    """Recall [H, points] of the best ``numbers`` of proposals against tIoU [H]."""
     figure = new_figure(SMALL)
     axes = figure.add_subplot(1, 1, 1)
-    for number, colour in zip((100, 10, 5, 1), ("#440154", "#31688e", "#35b779", "#b5a41c")):
+    for number, colour in zip(reversed(numbers), ("#440154", "#31688e", "#35b779", "#b5a41c", "#d55e00")):
         axes.plot(tiou_thresholds, recall[:, number - 1], "o-", color=colour, markersize=4, linewidth=2,
                   label="%d proposal%s" % (number, "s" * (number > 1)))
     axes.legend(fontsize=9)
@@ -172,6 +174,43 @@ def prediction_in_two(seconds: float, start: np.ndarray, end: np.ndarray, confid
     draw_boundaries_and_time_axis(time_axis, time_axis.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
     draw_confidence(confidence, confidence.add_gridspec(1, 1)[0], seconds, confidence_map, truth)
     return time_axis, confidence
+
+
+def lengths(subsets: Dict[str, Dict[str, Any]]) -> Any:
+    """Distributions of the lengths of videos and actions, and of actions in relation to their video.
+
+    Args:
+        subsets: {subset: {name: video}}; a video has seconds and actions, [(start, end, label)] in seconds.
+    """
+    figure = new_figure((12, 3.8))
+    panels = [("length of a video (seconds)", lambda video: [video.seconds]),
+              ("length of an action (seconds)", lambda video: [end - start for start, end, _ in video.actions]),
+              ("length of an action (percent of its video)",
+               lambda video: [100 * (end - start) / video.seconds for start, end, _ in video.actions])]
+    for number, (title, values_of) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, 3, number)
+        values = {subset: np.array([value for video in videos.values() for value in values_of(video) if value > 0])
+                  for subset, videos in subsets.items()}
+        everything = np.concatenate(list(values.values()))
+        if len(everything):
+            edges = np.geomspace(everything.min(), max(everything.max(), everything.min() * 1.01), 41)
+            for (subset, its_values), colour in zip(values.items(), (START_COLOUR, END_COLOUR)):
+                if len(its_values):
+                    axes.hist(its_values, edges, histtype="step", linewidth=1.8, color=colour, label=subset,
+                              weights=np.full(len(its_values), 100.0 / len(its_values)))
+            axes.set_xscale("log")
+            axes.legend(fontsize=9, frameon=False)
+        axes.set_xlabel(title)
+        axes.set_ylabel("percent" if number == 1 else "")
+        axes.grid(True, alpha=0.4)
+    return figure
+
+
+def time_axis(seconds: float, proposals: np.ndarray, truth: Sequence[tuple]) -> Any:
+    """Ground truth and best proposals of a video of which there are no maps; arguments as in :func:`prediction`."""
+    figure = new_figure((6.4, 3.6))
+    draw_time_axis(figure.add_subplot(1, 1, 1), seconds, proposals[:10], truth)
+    return figure
 
 
 def draw_boundaries_and_time_axis(figure: Any, grid_cell: Any, seconds: float, start: np.ndarray, end: np.ndarray,

@@ -3,12 +3,13 @@ import contextlib
 import gc
 import json
 import warnings
-from typing import Dict, Iterable, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import read_json, replacing
+from bmn.values import label_text
 
 
 def write_results(path: str, results: Iterable[Tuple[str, str]]) -> None:
@@ -48,10 +49,32 @@ def read_proposals(path: str) -> Dict[str, np.ndarray]:
         UserError: the file is missing, of another form, or holds no proposal.
     """
     with _no_garbage_collection():
-        return _read(path)          # a function, so that its local objects are gone before collection starts again
+        return _read(path)[1]       # a function, so that its local objects are gone before collection starts again
+
+
+def read_detections(path: str) -> Optional[Dict[str, List[Tuple[str, float, List[float]]]]]:
+    """Detections of a result file: {id: [(label, score, [start, end])]}; None where its rows have no labels.
+
+    Raises:
+        UserError: as in :func:`read_proposals`, or some of its rows have labels and others have none.
+    """
+    results, tables = _read(path)
+    try:
+        labels = {name: [label_text(one.get("label")) for one in rows] for name, rows in results.items()}
+    except ValueError as error:
+        raise UserError("result file %s: %s" % (path, error)) from None
+    labelled = sum(bool(label) for its_labels in labels.values() for label in its_labels)
+    if not labelled:
+        return None
+    if labelled < sum(map(len, labels.values())):
+        raise UserError("result file %s has rows with a label and rows without one: give detections, which all have "
+                        "one, or proposals, which have none" % path)
+    return {name: [(label, score, segment) for label, (score, *segment) in zip(labels[name], tables[name].tolist())]
+            for name in results}
 
 
 def _read(path):
+    """(the lists of the file, {id: float64 [n, 3]})."""
     content = read_json(path, "result file (--result_file)")
     try:
         results = content["results"]
@@ -70,7 +93,7 @@ def _read(path):
                         % (path, type(error).__name__, error)) from None
     if not len(table):
         raise UserError("result file %s holds no proposal: run --mode inference again" % path)
-    return dict(zip(results, np.split(table, np.cumsum([len(rows) for rows in results.values()])[:-1])))
+    return results, dict(zip(results, np.split(table, np.cumsum([len(rows) for rows in results.values()])[:-1])))
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
 """A training: all that changes while it runs, in one object that is saved and restored as a whole."""
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -42,10 +42,13 @@ class Training:
         """Learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def end_epoch(self, metrics: dict, validation_loss: float) -> bool:
-        """Record an epoch and go to the next learning rate. Returns whether its network is the best so far."""
-        is_best = validation_loss < self.best_loss
-        self.best_loss = min(self.best_loss, validation_loss)
+    def end_epoch(self, metrics: dict, validation_loss: Optional[float]) -> bool:
+        """Record an epoch and go to the next learning rate. Returns whether its network is the best so far.
+
+        A ``validation_loss`` of None says nothing: then the latest network is the best.
+        """
+        is_best = validation_loss is None or validation_loss < self.best_loss
+        self.best_loss = self.best_loss if validation_loss is None else min(self.best_loss, validation_loss)
         self.metrics.append(metrics)
         self.scheduler.step()
         return is_best

@@ -78,27 +78,31 @@ from post_processing import BMN_post_processing
 from dataset import VideoDataSet
 from eval import run_evaluation, plot_metric
 
-opt = opts.parse_opt()
-opt["mode"] = "validation"
-scale = opt["temporal_scale"]
-os.makedirs("output/BMN_results")
-loader = torch.utils.data.DataLoader(VideoDataSet(opt, subset="validation"), batch_size=1, shuffle=False,
-                                     num_workers=2, pin_memory=True, drop_last=False)
-for index, _ in loader:
-    name = loader.dataset.video_list[index[0]]
-    maps, start, end = (np.fromfile("outputs/%04d_%d.bin" % (int(index), i), np.float32) for i in range(3))
-    reg, cls = maps.reshape(2, scale, scale)
-    rows = [[s / scale, e / scale, start[s], end[e], cls[s, e - 1], reg[s, e - 1],
-             start[s] * end[e] * cls[s, e - 1] * reg[s, e - 1]] for s in range(scale) for e in range(s + 1, scale)]
-    columns = ["xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score"]
-    pd.DataFrame(np.stack(rows), columns=columns).to_csv("./output/BMN_results/" + name + ".csv", index=False)
-BMN_post_processing(opt)
-numbers, average, recall = run_evaluation(
-    ground_truth_filename="ground_truth.json", proposal_filename=opt["result_file"], max_avg_nr_proposals=100,
-    tiou_thresholds=np.linspace(0.5, 0.95, 10), subset="validation")
-plot_metric(opt, numbers, average, recall)
-for k in (1, 5, 10, 100):
-    print("AR@%d is" % k, np.mean(recall[:, k - 1]))
+def main():
+    opt = opts.parse_opt()
+    opt["mode"] = "validation"
+    scale = opt["temporal_scale"]
+    os.makedirs("output/BMN_results")
+    loader = torch.utils.data.DataLoader(VideoDataSet(opt, subset="validation"), batch_size=1, shuffle=False,
+                                         num_workers=2, pin_memory=True, drop_last=False)
+    for index, _ in loader:
+        name = loader.dataset.video_list[index[0]]
+        maps, start, end = (np.fromfile("outputs/%04d_%d.bin" % (int(index), i), np.float32) for i in range(3))
+        reg, cls = maps.reshape(2, scale, scale)
+        rows = [[s / scale, e / scale, start[s], end[e], cls[s, e - 1], reg[s, e - 1],
+                 start[s] * end[e] * cls[s, e - 1] * reg[s, e - 1]] for s in range(scale) for e in range(s + 1, scale)]
+        columns = ["xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score"]
+        pd.DataFrame(np.stack(rows), columns=columns).to_csv("./output/BMN_results/" + name + ".csv", index=False)
+    BMN_post_processing(opt)
+    numbers, average, recall = run_evaluation(
+        ground_truth_filename="ground_truth.json", proposal_filename=opt["result_file"], max_avg_nr_proposals=100,
+        tiou_thresholds=np.linspace(0.5, 0.95, 10), subset="validation")
+    plot_metric(opt, numbers, average, recall)
+    for k in (1, 5, 10, 100):
+        print("AR@%d is" % k, np.mean(recall[:, k - 1]))
+
+if __name__ == "__main__":
+    main()
 """,
 }
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dataset
-from bmn.data.annotations import read_annotations
+from bmn.data.annotation_files import read_annotation_file
+from bmn.data.annotations import Video, read_entry
 from bmn.data.features import open_features
 from bmn.errors import run_as_program
 from dataset import Labels, VideoDataSet, default_workers
@@ -17,8 +18,8 @@ from dataset import Labels, VideoDataSet, default_workers
 
 def plain_labels(video, size):
     """The rule for labels, position by position: IoU map, start, end."""
-    seconds = video["feature_frame"] / video["duration_frame"] * video["duration_second"]
-    truth = [[min(max(edge / seconds, 0.0), 1.0) for edge in one["segment"]] for one in video["annotations"]]
+    truth = [[min(max(edge / video.feature_seconds, 0.0), 1.0) for edge in (start, end)]
+             for start, end, _ in video.actions if start < video.seconds and end >= 0]
     iou_map, boundaries = np.zeros((size, size)), np.zeros((2, size))
     for first, last in truth:
         for s in range(size):
@@ -33,20 +34,25 @@ def plain_labels(video, size):
     return iou_map, boundaries[0], boundaries[1]
 
 
-def test_labels_equal_the_reference_to_the_last_bit(shared, golden):
-    want = golden("labels.npz")
-    videos = read_annotations(os.path.join(shared, "activitynet_annotations", "anet_anno_action.json"))
+@pytest.fixture
+def activitynet(shared):
+    """{name: Video} of all annotated videos of ActivityNet."""
+    path = os.path.join(shared, "activitynet_annotations", "anet_anno_action.json")
+    return {name: read_entry(name, entry, path) for name, entry in read_annotation_file(path).videos.items()}
+
+
+def test_labels_equal_the_reference_to_the_last_bit(activitynet, golden):
+    want, videos = golden("labels.npz"), activitynet
     labels = Labels(100)
     for index, name in enumerate(want["video"]):
         for got, kind in zip(labels(videos[name]), ("iou_map", "start", "end")):
             np.testing.assert_array_equal(got, want[kind][index], err_msg="%s of %s" % (kind, name))
 
 
-def test_the_hard_videos_of_activitynet_follow_the_rule(shared):
-    videos = read_annotations(os.path.join(shared, "activitynet_annotations", "anet_anno_action.json"))
-    degenerate = [name for name, video in videos.items()
-                  if any(one["segment"][0] == one["segment"][1] for one in video["annotations"])]
-    crowded = [name for name, video in videos.items() if len(video["annotations"]) == 23]
+def test_the_hard_videos_of_activitynet_follow_the_rule(activitynet):
+    videos = activitynet
+    degenerate = [name for name, video in videos.items() if any(start == end for start, end, _ in video.actions)]
+    crowded = [name for name, video in videos.items() if len(video.actions) == 23]
     assert (len(degenerate), len(crowded)) == (12, 2)
     for name in degenerate + crowded:
         for got, want in zip(Labels(100)(videos[name]), plain_labels(videos[name], 100)):
@@ -56,15 +62,14 @@ def test_the_hard_videos_of_activitynet_follow_the_rule(shared):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 24), st.lists(st.tuples(st.floats(-20, 130), st.floats(0, 80)), max_size=5), st.floats(0.4, 1.2))
 def test_labels_follow_the_rule(size, spans, ratio):
-    video = {"duration_second": 100.0, "duration_frame": 1000, "feature_frame": 1000 * ratio,
-             "annotations": [{"segment": [start, start + length]} for start, length in spans]}
+    video = Video(100.0, 100.0 * ratio, 100.0, [(start, start + length, "") for start, length in spans])
     for got, want in zip(Labels(size)(video), plain_labels(video, size)):
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, want, atol=2e-6)
 
 
 def test_a_video_without_annotations_has_zero_labels():
-    video = {"duration_second": 9.0, "duration_frame": 270, "feature_frame": 256, "annotations": []}
+    video = Video(9.0, 8.5, 9.0)
     assert [label.shape for label in Labels(20)(video)] == [(20, 20), (20,), (20,)]
     assert not any(label.any() for label in Labels(20)(video))
 

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 import detection
+from bmn.data.ground_truth import ground_truth_of
 from bmn.errors import UserError
 from bmn.options import with_defaults
+from bmn.results.protocols import PROTOCOLS
+from bmn.results.result_files import read_detections
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 VIDEO = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}
@@ -17,7 +20,7 @@ def precision_by_the_protocol(ground_truth, detections, label, threshold):
     actions = [(name, start, end) for name, rows in ground_truth.items() for start, end, kind in rows if kind == label]
     ranked = [(score, name, segment) for name, rows in detections.items() for kind, score, segment in rows
               if kind == label]
-    ranked.sort(key=lambda row: -row[0])
+    ranked = sorted(ranked, key=lambda row: row[0])[::-1]       # of equal scores the later one comes first
     locked, hits = set(), []
     for _, name, (start, end) in ranked:
         overlaps = []
@@ -71,6 +74,41 @@ def test_a_second_detection_of_an_action_is_a_false_positive():
     np.testing.assert_array_equal(detection.mean_average_precision(ground_truth, detections), np.full(10, 0.5))
 
 
+def test_of_equal_scores_the_later_one_comes_first():
+    ground_truth = {"a": [(0.0, 10.0, "Polo")]}
+    right, wrong = ("Polo", 0.5, [0.0, 10.0]), ("Polo", 0.5, [50.0, 60.0])
+    for rows, wanted in (([right, wrong], 0.5), ([wrong, right], 1.0)):
+        np.testing.assert_array_equal(detection.mean_average_precision(ground_truth, {"a": rows}), np.full(10, wanted))
+
+
+def test_two_segments_without_length_at_one_place_are_a_hit():
+    """0/0: in the official code NaN < threshold is false, at every threshold; AR@AN counts no hit."""
+    ground_truth = {"a": [(5.0, 5.0, "Polo"), (0.0, 10.0, "Polo")]}
+    detections = {"a": [("Polo", 0.9, [5.0, 5.0]), ("Polo", 0.8, [0.0, 10.0]), ("Polo", 0.7, [5.0, 5.0])]}
+    np.testing.assert_array_equal(detection.mean_average_precision(ground_truth, detections), np.ones(10))
+    recall = detection.evaluation.average_recall(ground_truth, {"a": np.array([[0.9, 5.0, 5.0]])})[2]
+    assert recall.sum() == 0
+
+
+def test_detections_that_only_touch_an_ambiguous_action_do_not_count():
+    ground_truth, ambiguous = {"a": [(0.0, 10.0, "Polo")]}, {"a": [(50.0, 60.0, "Ambiguous")], "b": [(0.0, 9.0, "x")]}
+    detections = {"a": [("Polo", 0.9, [59.0, 90.0]), ("Polo", 0.8, [60.0, 90.0]), ("Polo", 0.7, [0.0, 10.0])],
+                  "b": [("Polo", 0.95, [1.0, 2.0])]}
+    found = detection.mean_average_precision(ground_truth, detections, PROTOCOLS["thumos14"], ambiguous)
+    np.testing.assert_array_equal(found, np.full(5, 1 / 2))         # only [60, 90] is a false positive
+    np.testing.assert_array_equal(
+        detection.mean_average_precision(ground_truth, detections, PROTOCOLS["thumos14"]), np.full(5, 1 / 4))
+
+
+def test_precision_may_be_left_as_it_is():
+    """Hits at ranks 2 and 3 of four: interpolated (2/3 + 2/3) / 2, and as the THUMOS-14 kit has it (1/2 + 2/3) / 2."""
+    ground_truth = {"a": [(0.0, 10.0, "Polo"), (20.0, 30.0, "Polo")]}
+    segments = ([70, 80], [0, 10], [20, 30], [1, 2])
+    detections = {"a": [("Polo", 0.9 - rank / 10, segment) for rank, segment in enumerate(segments)]}
+    for name, wanted in (("thumos14", 2 / 3), ("thumos14-kit", (1 / 2 + 2 / 3) / 2)):
+        np.testing.assert_allclose(detection.mean_average_precision(ground_truth, detections, PROTOCOLS[name]), wanted)
+
+
 def test_scores_of_proposals_and_classes_are_multiplied():
     rows = detection.classify(np.array([[0.5, 1, 2], [0.4, 3, 4]]), [("Polo", 0.9), ("Ballet", 0.85)])
     assert rows == [("Polo", 0.45, [1, 2]), ("Ballet", 0.425, [1, 2]), ("Polo", 0.4 * 0.9, [3, 4]),
@@ -98,6 +136,11 @@ def job(tmp_path, monkeypatch):
                           "classification_file": "classes.json"})
 
 
+def evaluate(opt):
+    """As main.py does it."""
+    return detection.evaluate_detection(opt, ground_truth_of(opt), read_detections(opt["result_file"]))
+
+
 def write(path, content):
     with open(path, "w") as handle:
         json.dump(content, handle)
@@ -109,12 +152,13 @@ def read(path):
 
 
 def test_detections_are_written_and_evaluated(job, capsys):
-    precision = detection.evaluate_detection(job)
+    precision = evaluate(job)
     # Polo is found up to tIoU 10/11; one of two Surfing actions is found up to 48/50
     expected = [(1 + 0.5) / 2 if threshold <= 10 / 11 else 0.5 / 2 for threshold in THRESHOLDS]
     np.testing.assert_allclose(precision, expected)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:5] == ["mAP@0.50 is \t%s" % expected[0], "mAP@0.75 is \t%s" % expected[5],
+    assert lines[1] == "detections: result_detection.json"
+    assert lines[2:6] == ["mAP@0.50 is \t%s" % expected[0], "mAP@0.75 is \t%s" % expected[5],
                           "mAP@0.95 is \t%s" % expected[9],
                           "mAP@0.50:0.05:0.95 is \t%s" % float(np.mean(expected))]
     assert not any("FPS" in line or "AR@100" in line for line in lines)
@@ -128,63 +172,103 @@ def test_detections_are_written_and_evaluated(job, capsys):
 
 
 def test_both_forms_give_the_same_detections(job):
-    first = detection.evaluate_detection(job)
+    first = evaluate(job)
     rows = read("result_detection.json")
     write("classes.json", {"class": ["Polo", "Surfing", "Ballet"], "results": {
         "v_a": [0.8, 0.05, 0.1], "v_b": [0, 0.6, 0], "c": [0.1, 0, 0]}})
-    np.testing.assert_array_equal(detection.evaluate_detection(job), first)
+    np.testing.assert_array_equal(evaluate(job), first)
     assert read("result_detection.json")["results"]["a"] == rows["results"]["a"]
 
 
 def test_a_label_of_another_subset_is_known_and_does_not_count(job):
-    ballet = {"label": "Ballet", "score": 9.0}
-    before = detection.evaluate_detection(job)
+    ballet = {"label": "Ballet", "score": 0.9}
+    before = evaluate(job)
     classes = read("classes.json")
     classes["results"]["c"].append(ballet)
     write("classes.json", classes)
-    np.testing.assert_array_equal(detection.evaluate_detection(job), before)
+    np.testing.assert_array_equal(evaluate(job), before)
 
 
 @pytest.mark.parametrize("content, words", [
-    ({"results": {"a": [{"label": "Polo", "score": 1}]}}, r"lacks 2 of the 3 videos.*the first: b, c"),
+    ({"results": {"z": [{"label": "Polo", "score": 1}]}}, r"has none of the 3 videos.*\(a, b, c\)"),
     ({"results": {name: [{"label": "Chess", "score": 1}] for name in "abc"}}, r"1 classes.*does not know.*Chess"),
     ({"results": {name: [{"name": "Polo"}] for name in "abc"}}, r"does not hold classes"),
     ({"results": {name: [] for name in "abc"}}, r"does not hold classes"),
     ({"results": {name: [{"label": "Polo", "score": float("nan")}] for name in "abc"}}, r"not a finite number"),
     ({"class": ["Polo", "Ballet"], "results": {name: [1] for name in "abc"}}, r"1 scores for 2 classes"),
-    ({"results": {name: [{"label": ["Polo"], "score": 1}] for name in "abc"}}, r"a label is not text"),
-    ({"class": [["Polo"]], "results": {name: [1] for name in "abc"}}, r"a label is not text"),
+    ({"results": {name: [{"label": ["Polo"], "score": 1}] for name in "abc"}}, r"neither text nor a whole number"),
+    ({"class": [["Polo"]], "results": {name: [1] for name in "abc"}}, r"neither text nor a whole number"),
     ({"results": {name: [{"label": "Polo", "score": 10 ** 400}] for name in "abc"}}, r"does not hold classes"),
     ([1, 2], r"does not hold classes"), ({"results": [1]}, r"does not hold classes")])
 def test_a_wrong_classification_file_is_named_and_nothing_is_written(job, content, words):
     write("classes.json", content)
     with pytest.raises(UserError, match=r"classes\.json.*" + words):
-        detection.evaluate_detection(job)
+        evaluate(job)
     assert read("result_detection.json") == "old"
 
 
+def test_rows_with_labels_are_measured_as_they_are(job, capsys):
+    """Detections of another program: no classes are multiplied into them, and nothing is written."""
+    write("result.json", {"results": {
+        "v_a": [{"score": 3.0, "segment": [10.0, 21.0], "label": "Polo"}],
+        "b": [{"score": 0.8, "segment": [0.0, 48.0], "label": "Surfing"},
+              {"score": 0.1, "segment": [60.0, 80.0], "label": "Polo"}]}})
+    found = evaluate(dict(job, classification_file=""))
+    np.testing.assert_allclose(found, [(1 + 0.5) / 2 if threshold <= 10 / 11 else 0.5 / 2 for threshold in THRESHOLDS])
+    assert "its rows have labels" in capsys.readouterr().out and read("result_detection.json") == "old"
+    write("result.json", {"results": {"a": [{"score": 1, "segment": [1, 2], "label": 0},
+                                            {"score": 1, "segment": [1, 2]}]}})
+    with pytest.raises(UserError, match="rows with a label and rows without one"):
+        evaluate(job)
+
+
+def test_videos_without_classes_count_as_missed(job, capsys):
+    classes = read("classes.json")
+    del classes["results"]["a"]
+    write("classes.json", classes)
+    np.testing.assert_allclose(evaluate(job), np.full(10, 0.5 / 2))
+    assert "lacks 1 of the 3 videos of the result file: they count as missed" in capsys.readouterr().out
+    assert set(read("result_detection.json")["results"]) == {"b", "c"}
+
+
+def test_labels_that_are_whole_numbers(job):
+    """Class 0 is a class; numbers, their digits, and numbers with .0 are the same label in every file."""
+    first = evaluate(job)
+    number = {"Polo": 0, "Surfing": 17, "Ballet": 2.0}
+    annotations, classes = read("anno.json"), read("classes.json")
+    for rows in [entry["annotations"] for entry in annotations.values()] + list(classes["results"].values()):
+        for one in rows:
+            one["label"] = number[one["label"]]
+    for one in classes["results"]["a"]:
+        one["label"] = str(one["label"]).replace(".0", "")
+    write("anno.json", annotations)
+    write("classes.json", classes)
+    np.testing.assert_array_equal(evaluate(job), first)
+    assert {row["label"] for row in read("result_detection.json")["results"]["a"]} == {"0", "2"}
+
+
 def test_files_that_do_not_belong_together_are_refused(job):
-    write("result.json", {"results": {"v_a": [{"score": 1, "segment": [0, 1]}]}})
+    write("result.json", {"results": {"v_z": [{"score": 1, "segment": [0, 1]}]}})
     with pytest.raises(UserError, match=r"result\.json has no proposal of any of the \d videos"):
-        detection.evaluate_detection(job)
+        evaluate(job)
     assert read("result_detection.json") == "old"
 
 
 @pytest.mark.parametrize("annotations", [None, [3], 5, [{"label": ["x"]}], [{"segment": [1, 2]}]])
 def test_annotations_of_other_subsets_are_not_checked(job, annotations):
-    wanted = detection.evaluate_detection(job)
-    truth = detection.evaluation.ground_truth_of(job)
+    wanted = evaluate(job)
+    truth = ground_truth_of(job).actions
     write("own.json", {"database": dict({name: {"subset": "validation", "annotations": [
         {"segment": segment, "label": label} for *segment, label in segments]} for name, segments in truth.items()},
         x={"subset": "testing", "annotations": annotations},
         y={"subset": "training", "annotations": [{"segment": [1, 2], "label": "Ballet"}]})})
-    np.testing.assert_array_equal(detection.evaluate_detection(dict(job, ground_truth="own.json")), wanted)
+    np.testing.assert_array_equal(evaluate(dict(job, ground_truth="own.json")), wanted)
 
 
 def test_proposals_are_not_overwritten_by_detections(job):
     with pytest.raises(UserError, match=r"result_detection\.json"):
-        detection.evaluate_detection(dict(job, result_file="result_detection.json"))
+        evaluate(dict(job, result_file="result_detection.json"))
     write("result_detection.json", read("result.json"))
     with pytest.raises(UserError, match="the file that the detections go to"):
-        detection.evaluate_detection(dict(job, result_file="result_detection.json"))
+        evaluate(dict(job, result_file="result_detection.json"))
     assert read("result_detection.json") == read("result.json")

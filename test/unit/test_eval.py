@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eval as evaluation
+from bmn.data.annotations import Video
 from bmn.errors import UserError
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -21,7 +22,7 @@ def recall_by_the_protocol(ground_truth, proposals, wanted, thresholds):
     ratio = wanted * float(len(ground_truth)) / count
     kept = {}
     for name in ground_truth:
-        rows = sorted(proposals.get(name, []), key=lambda row: -row[0])             # a stable sort
+        rows = sorted(proposals.get(name, []), key=lambda row: row[0])[::-1]    # of equal scores the later comes first
         kept[name] = rows[:min(len(rows), int(len(rows) * ratio))]
     total = sum(map(len, kept.values()))
     actions = sum(map(len, ground_truth.values()))
@@ -81,6 +82,86 @@ def test_recall_follows_the_protocol(rng, wanted, most, grid):
         np.testing.assert_allclose(numbers, their_numbers, rtol=1e-12)
         np.testing.assert_allclose(recall, their_recall, rtol=0, atol=1e-12)
         np.testing.assert_allclose(mean, np.mean(their_recall, axis=0), rtol=0, atol=1e-12)
+
+
+def test_of_equal_scores_the_later_one_is_looked_at_first():
+    """As in the official evaluators, whose argsort()[::-1] turns the order of equals around."""
+    truth, rows = {"a": [(0.0, 4.0, "x")]}, [(0.5, 50.0, 60.0), (0.5, 0.0, 4.0), (0.7, 70.0, 80.0)]
+    recall = evaluation.average_recall(truth, {"a": np.array(rows)})[2]
+    assert recall[:, 0].sum() == 0 and recall[:, 1].sum() == 10     # after the best, the last of the equals
+    recall = evaluation.average_recall(truth, {"a": np.array([rows[1], rows[0], rows[2]])})[2]
+    assert recall[:, 1].sum() == 0 and recall[:, 2].sum() == 10
+
+
+def test_ids_with_and_without_a_prefix_are_the_same_video(job):
+    """... in the ground truth, in the result file or in both, unless one of them has both."""
+    wanted = evaluation.evaluation_proposal(job)
+    with open("result.json") as handle:
+        content = json.load(handle)
+    database = official("a", "b", "c")["database"]
+    write("own.json", {"database": {"v_" + name: video for name, video in database.items()}})
+    found = evaluation.evaluation_proposal(dict(job, ground_truth="own.json"))
+    np.testing.assert_array_equal(found.recall, wanted.recall)
+    assert list(found.ground_truth) == ["v_a", "v_b", "v_c"] and set(found.proposals) == {"v_a", "v_b", "v_c"}
+    write("result.json", {"results": dict(content["results"], v_a=[])})
+    with pytest.raises(UserError, match=r"result\.json has a and v_a, and both are video a"):
+        evaluation.evaluation_proposal(job)
+
+
+def test_the_protocol_of_opentad(job):
+    """Actions without length and repeated ones do not count; ours are kept, as in the official evaluator."""
+    truth = official("a", "b", "c")
+    truth["database"]["a"]["annotations"] += [{"segment": [10.0, 20.0004], "label": "Polo"},
+                                              {"segment": [3.0, 3.0], "label": "Polo"}]
+    write("own.json", truth)
+    official_way = evaluation.evaluation_proposal(dict(job, ground_truth="own.json"))
+    opentad = evaluation.evaluation_proposal(dict(job, ground_truth="own.json", protocol="opentad"))
+    assert [sum(map(len, one.ground_truth.values())) for one in (official_way, opentad)] == [6, 4]
+    np.testing.assert_array_equal(opentad.recall, evaluation.evaluation_proposal(job).recall)
+
+
+def test_the_protocol_of_thumos14(job, capsys):
+    """Other numbers and thresholds; actions labelled Ambiguous are no ground truth. AR@AN stops with the proposals."""
+    truth = official("a", "b", "c")
+    truth["database"]["c"]["annotations"] += [{"segment": [0.0, 1.0], "label": "Ambiguous"}]
+    write("own.json", truth)
+    result = evaluation.evaluation_proposal(dict(job, ground_truth="own.json", protocol="thumos14"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" is")[0] for line in lines[2:]] == ["AR@50", "AR@100", "AR@200", "AR@500", "AR@1000"]
+    thresholds = np.linspace(0.5, 1.0, 11)
+    found = [int(t <= 10 / 11) + int(t <= 48 / 50) for t in thresholds]         # of four actions
+    assert [float(line.split("\t")[1]) for line in lines[2:]] == [pytest.approx(np.mean(found) / 4)] * 5
+    assert result.recall.shape == (11, 1000) and sum(map(len, result.ground_truth.values())) == 4
+
+
+def test_without_actions_there_is_nothing_to_evaluate(job, capsys):
+    write("own.json", {"database": {"a": {"subset": "validation", "annotations": []}, "b": {"subset": "validation"}}})
+    assert evaluation.evaluation_proposal(dict(job, ground_truth="own.json")) is None
+    assert capsys.readouterr().out == ("there is nothing to evaluate: none of the 2 videos of the validation subset "
+                                       "has an action in --ground_truth own.json\n")
+    assert not os.path.exists("curve.jpg")
+    with pytest.raises(UserError, match="no action of a video of subset 'validation'"):
+        evaluation.run_evaluation("own.json", "result.json")
+
+
+def test_without_annotations_a_ground_truth_is_asked_for(job):
+    with pytest.raises(UserError, match="there is no ground truth: give --ground_truth, or --video_anno"):
+        evaluation.evaluation_proposal({"result_file": "result.json"})
+
+
+def test_baselines_serve_the_actions_of_training(rng):
+    """The best list beats random proposals by far where actions lie in a few places, and knows no video."""
+    def videos(count):
+        return {"v_%d" % index: Video(100.0, 100.0, 100.0, [
+            (spot + rng.rand(), spot + length + rng.rand(), "x")
+            for spot, length in ((10, 20), (50, 8)) if rng.rand() < 0.8]) for index in range(count)}
+    training, test = videos(60), videos(40)
+    truth = {name[2:]: video.actions for name, video in test.items() if video.actions}
+    found = evaluation.baselines(truth, training, test)
+    assert list(found) == ["random", "the best list without features"]
+    random, best = (evaluation.average_recall_at(curve[2], 5) for curve in found.values())
+    assert best > 0.85 and best > random + 0.5
+    assert list(evaluation.baselines(truth, {}, test)) == ["random"]
 
 
 def test_a_tiou_equal_to_the_threshold_counts():
@@ -199,12 +280,11 @@ def segment(edges, label="x"):
 
 
 @pytest.mark.parametrize("content, words", [
-    ([1], "not in ActivityNet's format"), ({"database": {"a": {"subset": "validation"}}}, "not in ActivityNet's"),
-    ({"database": {"a": {"subset": "validation", "annotations": [{"segment": [1], "label": "x"}]}}}, "not in Activity"),
+    ([1], "a form that is not known"), ({"database": [1]}, "a form that is not known"),
+    ({"database": {"a": {"subset": "validation", "annotations": [{"segment": [1], "label": "x"}]}}}, "the segment"),
     (segment([float("nan"), 9]), "nan"), (segment([1, float("inf")]), "inf"), (segment("19"), "'19'"),
     (segment([1, 10 ** 400]), "segment"), (segment([1, 2], ["x"]), "label"),
-    ({"database": {"a": {"subset": "testing", "annotations": []}}}, "no segment of a video of subset 'validation'"),
-    ({"database": {"a": {"subset": "validation", "annotations": []}}}, "no segment of a video of subset 'validation'")])
+    ({"database": {"a": {"subset": "testing", "annotations": []}}}, "no video of the subset 'validation'.*'testing'")])
 def test_a_wrong_ground_truth_is_named(job, content, words):
     write("own.json", content)
     with pytest.raises(UserError, match=r"own\.json.*" + words):

@@ -74,7 +74,8 @@ def test_inference_reads_the_best_checkpoint_of_checkpoint_path():
     (["--opt_level", "O3"], "O3"), (["--save_csv", "2"], "0 or 1"),
     (["--seed", "4294967296"], "--seed"), (["--temporal_scale", "1"], "--temporal_scale"),
     (["stray"], "stray"), (["--soft_nms_low_thres", "0.95"], "--soft_nms_high_thres"),
-    (["--mode", "detection"], "--classification_file"), (["--onnx", "nowhere.onnx"], "--mode train"),
+    (["--protocol", "kinetics"], "--protocol"), (["--onnx", "nowhere.onnx"], "--mode train"),
+    (["--training_subset", " "], "--training_subset"), (["--classes", "0"], "--classes"),
     (["--finetune", "1", "--resume", "auto"], "--resume")])
 def test_a_mistake_is_reported_in_one_sentence(argv, word):
     with pytest.raises(UserError) as error:

@@ -8,11 +8,13 @@ import pytest
 from formulas import smooth
 
 import post_processing
+from bmn.data.annotations import read_entry
 from bmn.errors import UserError
 from bmn.options import DEFAULTS
 from bmn.results import score_tables
 
-VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2990, "annotations": []}
+ENTRY = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2992}
+VIDEO = read_entry("v", ENTRY, "")
 
 
 def soft_nms_by_the_rule(rows, opt):
@@ -61,7 +63,8 @@ def test_result_file_equals_the_reference(golden, shared, tmp_path):
         annotated = json.load(handle)
     kept = post_processing.proposals(*golden_maps(), DEFAULTS)
     path = str(tmp_path / "result.json")
-    post_processing.write_result(path, {name: annotated[name] for name in names}, dict(zip(names, kept)))
+    videos = {name: read_entry(name, annotated[name], "") for name in names}
+    post_processing.write_result(path, videos, dict(zip(names, kept)))
     with open(path) as handle:
         ours = json.load(handle)
     with open(os.path.join(shared, "golden", "result_proposal.json")) as handle:
@@ -175,7 +178,7 @@ def job(tmp_path, monkeypatch, rng):
         handle.write("video,subset\n" + "".join(
             "%s,%s\n" % (name, "training" if i in (3, 5) else "validation") for i, name in enumerate(names)))
     with open("anno.json", "w") as handle:
-        json.dump(dict.fromkeys(names, VIDEO), handle)
+        json.dump(dict.fromkeys(names, ENTRY), handle)
     kept = [name for i, name in enumerate(names) if i not in (3, 5)]
     maps = {name: [one[0] for one in maps_of(rng, 1, 14, 50)] for name in kept}
     for name, one in maps.items():

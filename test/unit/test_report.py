@@ -14,8 +14,10 @@ from formulas import smooth
 
 import eval as evaluation
 import report
+from bmn.data.annotations import Video
 from bmn.errors import UserError
 from bmn.options import with_defaults
+from bmn.results.protocols import PROTOCOLS
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 SCALE = 20
@@ -25,17 +27,17 @@ EPOCHS = [{"epoch": epoch, "train": dict.fromkeys(("total", "tem", "pem_reg", "p
 
 @pytest.fixture
 def job(tmp_path, monkeypatch, rng):
-    """(options, videos, evaluation, maps_of): each video has two actions; v_4's proposals hit both, v_0's none."""
+    """(options, evaluation, videos, maps_of): each video has two actions; v_4's proposals hit both, v_0's none."""
     monkeypatch.chdir(tmp_path)
-    video = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}
-    videos = {"v_%d" % index: video for index in range(5)}
+    videos = {"v_%d" % index: Video(100.0, 100.0, 100.0) for index in range(5)}
     truth = {str(index): [(20.0, 40.0, "Doing <b>karate</b>"), (50.0, 90.0, "Polo")] for index in range(5)}
     proposals = {}
     for index in range(5):
         good = [[20, 40], [50, 90]][:(0, 1, 1, 1, 2)[index]]
         segments = np.array(good + [[first, first + 1] for first in range(12 - len(good))], float)
         proposals[str(index)] = np.column_stack([np.linspace(0.9, 0.1, len(segments)), segments])
-    result = evaluation.Evaluation(truth, proposals, *evaluation.average_recall(truth, proposals))
+    result = evaluation.Evaluation(truth, proposals, *evaluation.average_recall(truth, proposals),
+                                   PROTOCOLS["activitynet"])
     asked = []
 
     def maps_of(names):
@@ -43,7 +45,7 @@ def job(tmp_path, monkeypatch, rng):
         return [(smooth((2, SCALE, SCALE), 1), smooth((1, SCALE), 2)[0], smooth((1, SCALE), 3)[0]) for _ in names]
     maps_of.asked = asked
     os.mkdir("checkpoint")
-    return with_defaults({"result_file": "output/result.json"}), videos, result, maps_of
+    return with_defaults({"result_file": "output/result.json"}), result, videos, maps_of
 
 
 class Page(html.parser.HTMLParser):
@@ -71,7 +73,7 @@ def written(*job):
 
 
 def test_page_holds_the_figures_and_needs_no_other_file(job):
-    _, _, result, maps_of = job
+    _, result, _, maps_of = job
     text = written(*job)
     page = Page(text)
     for number, column in ((1, 0), (5, 4), (10, 9), (100, 99)):
@@ -101,18 +103,20 @@ def test_losses_are_shown_for_the_network_that_they_belong_to(job):
 
 
 def test_names_are_escaped(job):
-    opt, videos, result, maps_of = job
+    opt, result, videos, maps_of = job
     name = "v_<i>&"
     result.ground_truth["<i>&"], videos[name] = result.ground_truth.pop("4"), videos.pop("v_4")
     result.proposals["<i>&"] = result.proposals.pop("4")
-    assert "Best video: " + name in Page(written(opt, videos, result, maps_of)).texts
+    assert "Best video: " + name in Page(written(opt, result, videos, maps_of)).texts
 
 
 def test_one_video_is_enough_and_one_without_proposals_is_shown(job):
-    opt, _, result, maps_of = job
-    videos = {"v_3": job[1]["v_3"]}
+    opt, result, videos, maps_of = job
+    videos = {"v_3": videos["v_3"]}
+    for name in "0124":
+        del result.ground_truth[name]
     del result.proposals["3"]
-    texts = Page(written(opt, videos, result, maps_of)).texts
+    texts = Page(written(opt, result, videos, maps_of)).texts
     assert [line for line in texts if " video: " in line] == ["Best video: v_3"]
 
 

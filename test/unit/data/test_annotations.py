@@ -25,7 +25,7 @@ def test_the_real_files_are_read(shared):
         order = [row["video"] for row in csv.DictReader(handle) if row["subset"] == "validation"]
     assert list(read_videos(opt, "validation")) == order and len(order) == 4728
     assert len(read_videos(opt, "train")) == 9649
-    assert all(video["annotations"] == [] for video in read_videos(opt, "testing").values())
+    assert all(list(video.actions) == [] for video in read_videos(opt, "testing").values())
 
 
 def test_subset_is_a_word_of_the_column_and_the_order_of_the_file_stays(tmp_path):
@@ -40,19 +40,24 @@ def test_a_prefix_is_removed_only_once(tmp_path):
 def test_an_entry_without_annotations_has_none(tmp_path):
     bare = {key: ENTRY[key] for key in ("duration_second", "duration_frame", "feature_frame")}
     opt = files(tmp_path, [("v_a", "testing"), ("v_b", "testing")], {"v_a": bare, "v_b": dict(bare, annotations=None)})
-    assert [video["annotations"] for video in read_videos(opt, "testing").values()] == [[], []]
+    assert [list(video.actions) for video in read_videos(opt, "testing").values()] == [[], []]
 
 
 @pytest.mark.parametrize("change,words", [
     (dict(header="name,subset"), ["video_info", "'video'"]),
-    (dict(rows=[("v_b", "validation")]), ["no video", "train"]),
+    (dict(rows=[("v_b", "validation")]), ["--training_subset training", "no video", "'validation'"]),
     (dict(entries={"v_b": ENTRY}), ["lacks 1 of the 1", "v_a"]), (dict(entries=[ENTRY]), ["video_anno"]),
-    (dict(entries={"v_a": dict(ENTRY, duration_frame=0)}), ["v_a", "duration_frame", "0"]),
+    (dict(entries={"v_a": dict(ENTRY, duration_frame=-1)}), ["v_a", "duration_frame", "-1"]),
+    (dict(entries={"v_a": dict(ENTRY, duration_second=True)}), ["v_a", "duration_second", "True"]),
+    (dict(entries={"v_a": dict(ENTRY, duration_second="1_0")}), ["v_a", "duration_second", "1_0"]),
+    (dict(entries={"v_a": dict(ENTRY, duration_second=None)}), ["v_a", "duration_second", "None"]),
     (dict(entries={"v_a": dict(ENTRY, duration_second=10 ** 400)}), ["v_a", "duration_second"]),
-    (dict(rows=[("v_a", "training"), ("v_b", "training"), ("a", "training")]), ["video_info", "v_a and a", "rename"]),
+    (dict(rows=[("v_a", "training"), ("v_b", "training"), ("a", "training")]), ["v_a and a", "both are video a"]),
+    (dict(rows=[("v_a", "training"), ("a", "training")], entries={"v_a": ENTRY}), ["video_info", "v_a and a"]),
     (dict(rows=[("", "training")]), ["video_info", "without a name"]),
     (dict(entries={"v_a": dict(ENTRY, feature_frame="many")}), ["v_a", "feature_frame", "many"]),
     (dict(entries={"v_a": dict(ENTRY, annotations=[{"segment": [1], "label": "x"}])}), ["v_a", "segment"]),
+    (dict(entries={"v_a": dict(ENTRY, annotations=[{"segment": [1, 2], "label": [1]}])}), ["v_a", "label [1]"]),
     (dict(entries={"v_a": dict(ENTRY, annotations={"segment": [1, 2]})}), ["v_a", "annotations"]),
     (dict(entries={"v_a": dict(ENTRY, annotations=[{"segment": [1, float("nan")]}])}), ["v_a", "segment"])])
 def test_mistakes_name_the_file_and_the_video(tmp_path, change, words):
@@ -73,7 +78,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
 
 def test_a_label_is_not_needed(tmp_path):
     opt = files(tmp_path, entries={"v_a": dict(ENTRY, annotations=[{"segment": [1, 2]}])})
-    assert read_videos(opt, "train")["v_a"]["annotations"] == [{"segment": [1, 2], "label": ""}]
+    assert read_videos(opt, "train")["v_a"].actions == [(1, 2, "")]
 
 
 def test_missing_and_binary_files_are_reported(tmp_path):

@@ -1,4 +1,4 @@
-"""Intersection, IoU and the two durations."""
+"""Intersection and IoU."""
 import numpy as np
 import pytest
 
@@ -20,9 +20,3 @@ def test_iou_is_symmetric_and_bounded(rng):
     assert iou.shape == (2, 50, 50) and iou.min() >= 0 and iou.max() <= 1
     np.testing.assert_allclose(iou, segments.iou(other_start, other_end, start, end), atol=1e-12)
     np.testing.assert_allclose(segments.iou(start, end, start, end), 1)
-
-
-def test_durations():
-    video = {"duration_frame": 100, "duration_second": 10.0, "feature_frame": 90}
-    assert segments.annotated_seconds(video) == 9
-    assert segments.proposal_seconds(video) == pytest.approx(9.6)       # 96 frames are whole snippets of 16

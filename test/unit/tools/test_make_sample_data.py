@@ -8,7 +8,6 @@ import pytest
 
 from bmn.data.annotations import read_videos
 from bmn.data.feature_files import write_csv
-from bmn.data.segments import annotated_seconds
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,8 @@ def test_actions_show_in_the_features_and_distractors_do_not_mimic_them(videos):
     for name, (subset, _, entry) in videos.items():
         if subset == "training":
             level = sample.plant_features(name, entry, 50, 32, seed=1) @ direction / np.linalg.norm(direction)
-            at = (np.arange(50) + 0.5) / 50 * annotated_seconds(entry)
+            seconds = entry["feature_frame"] / entry["duration_frame"] * entry["duration_second"]
+            at = (np.arange(50) + 0.5) / 50 * seconds
             acting = np.any([(at > a["segment"][0]) & (at < a["segment"][1]) for a in entry["annotations"]], axis=0)
             inside.extend(level[acting])
             outside.extend(level[~acting])

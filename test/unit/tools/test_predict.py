@@ -8,6 +8,7 @@ import pytest
 import small_data
 import torch
 
+from bmn.data.annotations import Video
 from bmn.errors import UserError
 from bmn.results import figures
 from bmn.training import checkpoint
@@ -108,7 +109,7 @@ def test_a_packed_file_is_read(network, tmp_path, monkeypatch):
     (["v_a.csv", "--duration", "lengths.csv"], ["lengths.csv", "v_a", "None"]),
     (["v_a.csv", "--duration", "short.csv"], ["short.csv", "v_a", "None"]),
     (["v_a.csv", "--duration", "binary"], ["--duration binary", "CSV text file"]),
-    (["twice", "--duration", "5"], ["a and v_a would both be video a"]),
+    (["twice", "--duration", "5"], ["a and v_a", "both are video a"]),
     (["v_a.csv", "--duration", "5", "--soft_nms_low_thres", "0.95"], ["--soft_nms_low_thres 0.95 is above"]),
     (["v_a.csv", "--video_anno", "anno.json"], ["anno.json", "v_a", "None"]),
     (["wide.csv", "--duration", "5"], ["wide.csv", "10 rows and 9 columns", "--feat_dim 8"]),
@@ -133,7 +134,7 @@ def test_mistakes_in_the_arguments_are_reported(network, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("entry", [
-    {"duration_frame": 0}, {"duration_frame": "700"}, {"duration_frame": None}, {"annotations": {}},
+    {"duration_frame": -1}, {"duration_frame": "many"}, {"feature_frame": True}, {"annotations": {}},
     {"annotations": [3]}, {"annotations": [{"label": "a"}]}, {"annotations": [{"segment": [1]}]},
 ])
 def test_annotations_that_training_would_refuse_are_refused(network, tmp_path, monkeypatch, entry):
@@ -171,7 +172,7 @@ def test_raw_arrays_where_T_equals_C(rows, columns):
         def table(self, name):
             return (raw if rows == 30 else raw.T), False
 
-    got = predict.read_features(Source(), "v_a", {"duration_second": 9.0}, {"temporal_scale": 8, "feat_dim": 8})
+    got = predict.read_features(Source(), "v_a", Video(9.0, 9.0, 9.0), {"temporal_scale": 8, "feat_dim": 8})
     np.testing.assert_allclose(got.T, prepare_features.rescale_snippets(raw, 30 * 16, 9.0, 8), rtol=1e-6)
 
 

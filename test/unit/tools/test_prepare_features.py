@@ -8,6 +8,8 @@ import pytest
 import small_data
 from prepare_features import rescale_linearly, rescale_snippets
 
+from bmn.data.annotation_files import read_annotation_files
+from bmn.data.annotations import read_videos
 from bmn.data.feature_files import read_csv, write_csv
 from bmn.errors import UserError
 
@@ -69,7 +71,8 @@ def run(monkeypatch, *arguments):
 def test_the_real_raw_files_are_rescaled(shared, tmp_path, monkeypatch, capsys):
     raw = os.path.join(shared, "features")
     anno = os.path.join(raw, "action_test_anno.json")
-    run(monkeypatch, "--input", raw, "--output", tmp_path, "--video_anno", anno, "--write_anno", tmp_path / "anno.json")
+    run(monkeypatch, "--input", raw, "--output", tmp_path, "--video_anno", anno, "--write_anno", tmp_path / "anno.json",
+        "--coverage", 1.5, 3)
     assert "2 videos rescaled to T = 100, C = 400" in capsys.readouterr().out
     for name, frames, seconds in (("v_test1", 30, 1), ("v_test2", 48, 2)):
         want = plain_rescaling(read_csv(os.path.join(raw, name + ".csv")), frames, seconds, 100)
@@ -149,9 +152,62 @@ def test_feature_files_are_written_without_waiting_for_the_disk(tmp_path, monkey
     assert os.listdir(str(tmp_path)) == ["v_a.csv"]
 
 
-@pytest.mark.parametrize("entry", [{"duration_second": 3}, {"duration_second": 3, "duration_frame": 0},
-                                   {"duration_second": "3", "duration_frame": 80}])
+@pytest.mark.parametrize("entry", [{"duration_frame": 80, "annotations": []}, {"duration_second": True},
+                                   {"duration_second": 3, "duration_frame": -1},
+                                   {"duration_second": "three", "duration_frame": 80}])
 def test_durations_that_are_no_numbers_are_refused(tmp_path, entry):
     (tmp_path / "anno.json").write_text(json.dumps({"v_a": entry}))
+    files = read_annotation_files(str(tmp_path / "anno.json"))
     with pytest.raises(UserError, match="v_a has duration_"):
-        prepare_features.read_durations(str(tmp_path / "anno.json"), ["v_a"])
+        prepare_features.read_lengths(files, ["v_a"], None)
+
+
+def prepared(tmp_path, monkeypatch, entries, snippets, *options):
+    """(features, annotations written) of raw features of so many ``snippets`` each; ``entries`` as in a file."""
+    os.makedirs(str(tmp_path / "raw"))
+    for name, count in snippets.items():
+        np.save(str(tmp_path / "raw" / (name + ".npy")), np.random.RandomState(count).randn(count, 6))
+    (tmp_path / "anno.json").write_text(json.dumps(entries))
+    run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path / "out", "--video_anno", tmp_path / "anno.json",
+        "--write_anno", tmp_path / "new.json", "--temporal_scale", 20, "--feat_dim", 6, *options)
+    return ({name: read_csv(str(tmp_path / "out" / "csv_mean_20" / (name + ".csv"))) for name in snippets},
+            read_videos({"video_anno": str(tmp_path / "new.json")}, "train"))
+
+
+def test_features_at_another_rate_than_that_of_the_video_need_a_word(tmp_path, monkeypatch):
+    """60 s at 30 frames a second; the snippets were taken at 25. Without a word, labels would land 15 % off."""
+    entry = {"duration_second": 60.0, "duration_frame": 1800, "subset": "train",
+             "annotations": [{"segment": [30.0, 45.0], "label": "x"}]}
+    raw = int(60 * 25 / 16)         # 93 snippets
+    with pytest.raises(UserError, match=r"v_a: 93 snippets of 16 frames are 1488 frames, but the video has 1800, so "
+                                        r"they would cover 83 % of it: .*--feature_fps"):
+        prepared(tmp_path / "1", monkeypatch, {"v_a": entry}, {"v_a": raw})
+    found, videos = prepared(tmp_path / "2", monkeypatch, {"v_a": entry}, {"v_a": raw}, "--feature_fps", 25)
+    np.testing.assert_allclose(found["v_a"], plain_rescaling(np.random.RandomState(raw).randn(raw, 6), 60 * 25, 60, 20),
+                               rtol=1e-10, atol=1e-10)
+    assert videos["v_a"].feature_seconds == pytest.approx(93 * 16 / 25)
+    assert videos["v_a"].proposal_seconds == pytest.approx(93 * 16 / 25, rel=0.02)
+    with pytest.raises(UserError, match=r"at --feature_fps 50"):
+        prepared(tmp_path / "3", monkeypatch, {"v_a": entry}, {"v_a": raw}, "--feature_fps", 50)
+    _, videos = prepared(tmp_path / "4", monkeypatch, {"v_a": entry}, {"v_a": raw}, "--coverage", 0.8, 1)
+    assert videos["v_a"].feature_seconds == pytest.approx(93 * 16 / 1800 * 60)
+
+
+def test_data_without_frames_are_covered_as_a_whole(tmp_path, monkeypatch):
+    """Sensors and sound: every form of annotations, with and without v_, and no frame count anywhere."""
+    entry = {"duration": 40.0, "subset": "train", "annotations": []}
+    entries = {"database": dict.fromkeys(("a", "v_b", "c"), entry)}
+    found, videos = prepared(tmp_path, monkeypatch, entries, {"v_a": 50, "b": 7})
+    for name, count in (("v_a", 50), ("b", 7)):
+        raw = np.random.RandomState(count).randn(count, 6)
+        np.testing.assert_allclose(found[name], plain_rescaling(raw, count * 16, 40, 20), rtol=1e-10, atol=1e-10)
+    assert {name: video[:3] for name, video in videos.items()} == dict.fromkeys(("a", "v_b", "c"), (40.0, 40.0, 40.0))
+
+
+def test_raw_features_are_never_overwritten(tmp_path, monkeypatch):
+    (tmp_path / "csv_mean_20").mkdir()
+    np.save(str(tmp_path / "csv_mean_20" / "v_a.npy"), np.ones((5, 6)))
+    with pytest.raises(UserError, match="over the raw ones of --input"):
+        run(monkeypatch, "--input", tmp_path / "csv_mean_20", "--output", tmp_path, "--method", "linear",
+            "--temporal_scale", 20)
+    assert os.listdir(str(tmp_path / "csv_mean_20")) == ["v_a.npy"]

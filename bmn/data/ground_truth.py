@@ -1,0 +1,111 @@
+"""The ground truth of the evaluation: from --ground_truth, else from the annotation files of the run."""
+import os
+from typing import Any, Callable, Collection, Dict, List, NamedTuple, Optional, Set, Tuple
+
+from bmn.data.annotation_files import read_annotation_file, read_blocked
+from bmn.data.annotations import Annotations, read_actions, same_subset, subset_word
+from bmn.errors import UserError
+from bmn.options import DEFAULTS
+from bmn.values import by_id, label_text, video_id
+
+REFERENCE_FILE = "./Evaluation/data/activity_net_1_3_new.json"      # where the reference keeps it
+
+
+class GroundTruth(NamedTuple):
+    """What proposals and detections are measured against.
+
+    Attributes:
+        actions: {id: [(start, end, label)]} in seconds, for the videos of the subset that have an action. The ids are
+            spelled as in the file.
+        labels: every label of the file, of all subsets.
+        source: the option and the file, for messages.
+        videos: number of videos of the subset, with and without actions.
+    """
+    actions: Dict[str, List[Tuple[float, float, str]]]
+    labels: Set[str]
+    source: str
+    videos: int
+
+    def spelled(self) -> Dict[str, str]:
+        """{id without v_: id as the file spells it}."""
+        return {video_id(name): name for name in self.actions}
+
+    def aligned(self, results: Dict[str, Any], source: str) -> Dict[str, Any]:
+        """{id: value} of a result file with the ids as they are spelled here; other videos keep theirs.
+
+        Raises:
+            UserError: the result file, which ``source`` names, has a video twice, with and without v_.
+        """
+        spelled = self.spelled()
+        return {spelled.get(key, name): results[name] for key, name in by_id(results, source).items()}
+
+
+def ground_truth_file(opt: dict) -> Optional[str]:
+    """--ground_truth, else the reference's default file where it exists, else None."""
+    return opt["ground_truth"] or (REFERENCE_FILE if os.path.isfile(REFERENCE_FILE) else None)
+
+
+def ground_truth_of(opt: dict, log: Callable[[str], None] = print) -> GroundTruth:
+    """The ground truth of the validation subset, from :func:`ground_truth_file`.
+
+    Where there is no such file, it is derived from the annotation files, and ``log`` gets a line that says so.
+
+    Args:
+        opt: complete dict; ground_truth, video_info, video_anno, validation_subset and blocked are read.
+        log: called with one line at a time.
+
+    Raises:
+        UserError: a file is missing, of another form, or has no video of the subset.
+    """
+    path = ground_truth_file(opt)
+    if path:
+        blocked = read_blocked(opt["blocked"]) if opt["blocked"] else ()
+        return read_ground_truth(path, subset_word(opt, "validation"), blocked)
+    if opt["video_anno"] == DEFAULTS["video_anno"] and not os.path.exists(opt["video_anno"]):
+        raise UserError("there is no ground truth: give --ground_truth, or --video_anno, from which it is derived "
+                        "(there is no %s)" % opt["video_anno"])
+    annotations = Annotations(opt)
+    files = " and ".join([opt["video_info"]] * (annotations.listed is not None)
+                         + [file.path for file in annotations.files])
+    log("ground truth: derived from %s (no --ground_truth, no %s)" % (files, REFERENCE_FILE))
+    videos = annotations.subset("validation")
+    labels = {label for file in annotations.files for label in _labels(file.videos)}
+    return GroundTruth({video_id(name): video.actions for name, video in videos.items() if video.actions}, labels,
+                       annotations.source(), len(videos))
+
+
+def read_ground_truth(path: str, subset: str, blocked: Collection[str] = ()) -> GroundTruth:
+    """The ground truth in a file whose entries say their subset, of any form but best of ActivityNet's own.
+
+    Args:
+        path: the file.
+        subset: a word as in annotations.same_subset.
+        blocked: names of videos to leave out.
+
+    Raises:
+        UserError: the file is missing, of another form, or has no video of the subset.
+    """
+    videos = read_annotation_file(path, "--ground_truth").videos
+    by_id(videos, "--ground_truth %s" % path)
+    left_out = set(map(video_id, blocked))
+    source = "--ground_truth %s" % path
+    names = [name for name, entry in videos.items()
+             if entry.get("subset") and same_subset(subset, str(entry["subset"])) and video_id(name) not in left_out]
+    if not names:
+        there = sorted({"'%s'" % entry.get("subset") for entry in videos.values() if entry.get("subset")})
+        raise UserError("ground truth %s has no video of the subset '%s' (its videos are of %s): give the file that "
+                        "holds this subset, or another --validation_subset"
+                        % (path, subset, ", ".join(there[:6]) or "no subset"))
+    actions = {name: read_actions(name, videos[name], source)[0] for name in names}
+    return GroundTruth({name: its for name, its in actions.items() if its}, set(_labels(videos)), source, len(names))
+
+
+def _labels(videos):
+    """Every label that can be read, of videos of any subset, whatever else is wrong with their entries."""
+    for entry in videos.values():
+        annotations = entry.get("annotations")
+        for one in annotations if isinstance(annotations, list) else ():
+            try:
+                yield label_text(one.get("label") if isinstance(one, dict) else None)
+            except ValueError:
+                continue
