@@ -123,7 +123,7 @@ def begin(opt, runtime, precision):
     device.seed_everything(opt["seed"])
     network = BMN(opt)
     if opt["finetune"]:
-        checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime), network)
+        checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
     training = Training(network.to(runtime.device), precision, opt)
     device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
     path = opt["resume"]
@@ -178,9 +178,12 @@ def load(dataset, batches, opt, runtime):
     return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")
 
 
-def read_checkpoint(path, runtime):
+def read_checkpoint(path, runtime, ema=0):
     """Rank 0 reads it and the others get it from there: the machines of a run need not share a disk."""
-    return runtime.broadcast(checkpoint.read(path) if runtime.is_main else None)
+    state = runtime.broadcast(checkpoint.read(path, bool(ema)) if runtime.is_main else None)
+    for line in checkpoint.remarks(state):
+        runtime.log(line)
+    return state
 
 
 def save(folder, state, is_best):
@@ -199,7 +202,8 @@ def save(folder, state, is_best):
 def infer(opt, runtime, precision):
     """Proposals of the validation videos: --result_file, then AR@AN, the figure and the report."""
     videos, = open_datasets(opt, runtime, "validation")
-    network = OnnxNetwork(opt["onnx"]) if opt["onnx"] else trained_network(opt, runtime, precision)
+    layout = opt["layout"], opt["max_duration"]
+    network = OnnxNetwork(opt["onnx"], *layout) if opt["onnx"] else trained_network(opt, runtime, precision)
     found = propose(videos, network, opt, runtime, precision)
     if runtime.is_main:
         results = post_processing.write_result(opt["result_file"], videos.videos, found)
@@ -211,7 +215,7 @@ def infer(opt, runtime, precision):
 def trained_network(opt, runtime, precision):
     """The network of --pth_path on the device, ready for inference."""
     network = BMN(opt)
-    checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime), network)
+    checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
     return precision.prepare(network.to(runtime.device))[0]
 
 
@@ -220,7 +224,8 @@ def propose(videos, network, opt, runtime, precision):
     blocks = rank_blocks(len(videos), runtime.rank, runtime.world_size)
     loader = load(videos, list(blocks.values()), opt, runtime)
     helpers = max(1, opt["post_process_thread"] // runtime.world_size)
-    export = CsvExport(FOLDER, helpers) if opt["save_csv"] else contextlib.nullcontext()
+    export = (CsvExport(FOLDER, helpers, opt["layout"], opt["max_duration"]) if opt["save_csv"]
+              else contextlib.nullcontext())
     bar = tqdm(total=len(videos), desc="inference", unit="video", disable=None if runtime.is_main else True)
     found = {}
     with export as tables, bar:

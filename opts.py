@@ -42,7 +42,7 @@ def _parser(description):
     for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
         for option in options:
-            how = {"choices" if isinstance(option.kind, tuple) else "type": option.kind}
+            how = option.check
             if option.name == "skip_missing":       # a bare --skip_missing is the natural way to say it
                 how.update(nargs="?", const=1)
             default = "none" if option.default == "" else option.default

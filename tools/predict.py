@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
 from bmn.options import DEFAULTS, INDEX, NETWORK_OPTIONS, OPTIONS, with_defaults
 
-RECORDED = NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
+SOFT_NMS = ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,14 +28,15 @@ def parse_arguments() -> argparse.Namespace:
     length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
     length.add_argument("--video_anno", help="annotation file: lengths, and actions for the pictures")
     parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
+    parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
     parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
     parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
     parser.add_argument("--top", type=INDEX, default=10, help="proposals to print (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
     options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
                                         "as in main.py)")
-    for name in RECORDED:
-        options.add_argument("--" + name, type=OPTIONS[name].kind)
+    for name in NETWORK_OPTIONS + SOFT_NMS:
+        options.add_argument("--" + name, **OPTIONS[name].check)
     return parser.parse_args()
 
 
@@ -59,7 +60,7 @@ from bmn.data.features import FolderFeatures, open_source
 from bmn.data.segments import proposal_seconds
 from bmn.files import check_writable
 from bmn.results import figures
-from bmn.training import checkpoint
+from bmn.training import checkpoint, recorded
 from models import BMN
 
 SNIPPET = 16        # frames of a raw snippet
@@ -71,11 +72,14 @@ def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
     Raises:
         UserError: the checkpoint cannot be used, or the options contradict it or each other.
     """
-    state = checkpoint.read(args.checkpoint)
-    recorded = state.get("options")
-    opt = {name: recorded[name] for name in RECORDED if isinstance(recorded, dict) and name in recorded}
-    opt.update((name, getattr(args, name)) for name in RECORDED if getattr(args, name) is not None)
-    opt = with_defaults(dict(opt, device=args.device))
+    state = checkpoint.read(args.checkpoint, bool(args.ema))
+    for line in checkpoint.remarks(state):
+        print(line)
+    recorded_with_it = state.get("options")
+    opt = {name: recorded_with_it[name] for name in SOFT_NMS
+           if isinstance(recorded_with_it, dict) and name in recorded_with_it}
+    opt.update((name, getattr(args, name)) for name in SOFT_NMS if getattr(args, name) is not None)
+    opt = with_defaults(dict(opt, device=args.device, **recorded.network_options(state, vars(args))))
     opts.check_together(opt)
     network = BMN(opt)
     checkpoint.put_network(state, network)
