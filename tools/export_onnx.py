@@ -236,7 +236,7 @@ def compare(network: BMN, path: str, batches: Iterable[int]) -> Dict[int, float]
     Raises:
         UserError: onnxruntime is missing, or cannot load the file.
     """
-    exported = onnx_network.OnnxNetwork(path)
+    exported = onnx_network.OnnxNetwork(path, network.layout, network.max_duration)
     differences = {}
     for batch in batches:
         image = torch.rand(batch, network.feat_dim, network.temporal_scale)
