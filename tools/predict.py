@@ -55,8 +55,7 @@ from tqdm import tqdm
 import opts
 import post_processing
 from bmn.data.annotations import checked_entry, is_number, read_annotations, same_id, video_id
-from bmn.data.feature_files import EXTENSIONS
-from bmn.data.features import FolderFeatures, open_source
+from bmn.data.features import EXTENSIONS, FolderFeatures, open_source
 from bmn.data.segments import proposal_seconds
 from bmn.files import check_writable
 from bmn.results import figures

@@ -17,10 +17,12 @@ from typing import Any, Dict, List
 
 import torch
 
+from bmn import unpickling
 from bmn.errors import UserError
 from bmn.files import replacing
+from bmn.inputs import read_bytes
 from bmn.options import NETWORK_OPTIONS
-from bmn.training import others, recorded, unpickling
+from bmn.training import others, recorded
 
 LAST = "BMN_checkpoint.pth.tar"
 
@@ -97,7 +99,7 @@ def read(path: str, ema: bool = False) -> Dict[str, Any]:
     if state.get("format") == FORMAT and not sealed:
         raise _damaged(path, "its end is missing")
     if not isinstance(state.setdefault("epoch", 0), int):
-        raise _damaged(path, "its epoch is %.80r" % (state["epoch"],))
+        raise _damaged(path, "its epoch is a %s and no number" % type(state["epoch"]).__name__)
     if foreign:
         state = {key: state[key] for key in ("epoch", "origin") if key in state}
         state["foreign"] = foreign
@@ -171,21 +173,14 @@ def _plain(value):
 # Reading bytes from any source, which must not be trusted
 
 def _content(path):
-    try:
-        with open(path, "rb") as handle:
-            head = handle.read(32)
-            if not (head.startswith(b"PK\x03\x04") or _OLD_FORMAT in head):
-                # This also refuses PyTorch's oldest format, a tar file: reading it is not safe even with weights_only.
-                if others.is_paddle(head + handle.read()):
-                    raise UserError("%s %s" % (path, others.PADDLE))
-                raise UserError("%s is %s: give a .pth.tar file that a training wrote"
-                                % (path, "not a PyTorch checkpoint" if head else "empty"))
-            return head + handle.read()
-    except FileNotFoundError:
-        raise UserError("checkpoint %s does not exist: check the path" % path) from None
-    except OSError as error:
-        raise UserError("checkpoint %s cannot be read (%s): check the path and its permissions"
-                        % (path, error.strerror)) from None
+    content = read_bytes(path, "checkpoint")
+    if not (content.startswith(b"PK\x03\x04") or _OLD_FORMAT in content[:32]):
+        # This also refuses PyTorch's oldest format, a tar file: reading it is not safe even with weights_only.
+        if others.is_paddle(content):
+            raise UserError("%s %s" % (path, others.PADDLE))
+        raise UserError("%s is %s: give a .pth.tar file that a training wrote"
+                        % (path, "not a PyTorch checkpoint" if content else "empty"))
+    return content
 
 
 def _seal(content):
@@ -201,8 +196,10 @@ def _verified(path, content):
     if content.startswith(b"PK"):       # PyTorch itself does not check the checksums in its files
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                damaged = archive.testzip()
                 names = archive.namelist()
+                if sum(member.file_size for member in archive.infolist()) > len(content):
+                    raise ValueError("it announces more bytes than it has")     # PyTorch compresses nothing
+                damaged = archive.testzip()
         except Exception as error:
             raise _damaged(path, first_line(error)) from None
         if damaged:

@@ -93,6 +93,9 @@ def check_options(state: Dict[str, Any], wanted: Dict[str, Any]) -> None:
     """
     options = _recorded(state)
     for name, value in wanted.items():
+        if not isinstance(options.get(name, value), (bool, int, float, str)):
+            raise UserError("checkpoint %s is damaged (its option %s is a %s): fetch it again or use another one"
+                            % (state["path"], name, type(options[name]).__name__))
         if options.get(name, value) != value:
             raise UserError("checkpoint %s was made with --%s %s, but here it is %s: give the same value"
                             % (state["path"], name, options[name], value))

@@ -14,8 +14,9 @@ import pytest
 import torch
 from test_checkpoint import refusal, same
 
+from bmn import unpickling
 from bmn.errors import UserError
-from bmn.training import checkpoint, unpickling
+from bmn.training import checkpoint
 
 
 def damaged(content, generator):
@@ -218,7 +219,7 @@ def test_other_content_is_refused(tmp_path, content):
 
 def test_an_epoch_that_is_no_number_is_refused(tmp_path):
     torch.save({"epoch": "many", "state_dict": {"a": torch.ones(2)}}, str(tmp_path / "x.pth"))
-    assert "epoch is 'many'" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
+    assert "its epoch is a str and no number" in refusal(checkpoint.read, str(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(("content", "expected"), [
@@ -237,7 +238,7 @@ def test_a_zip_archive_of_something_else_is_refused(tmp_path):
 
 def test_missing_and_unreadable_files_are_refused(tmp_path):
     assert "does not exist" in refusal(checkpoint.read, str(tmp_path / "none.pth"))
-    assert "cannot be read" in refusal(checkpoint.read, str(tmp_path))
+    assert "is a folder and not a file" in refusal(checkpoint.read, str(tmp_path))
 
 
 @pytest.mark.parametrize("zipped", [False, True])

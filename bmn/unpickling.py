@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import io
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from typing import Any, List, Tuple
@@ -117,6 +118,19 @@ def _load_old(content):
     return loaded, reader.foreign
 
 
+def _bytes_that_are_there(reader):
+    """A bytearray; Python's own takes as much memory as the file asks for, before it looks for the bytes."""
+    length = int.from_bytes(reader.read(8), "little")
+    content = reader.read(min(length, sys.maxsize))
+    if len(content) != length:
+        raise pickle.UnpicklingError("%d bytes where %d are announced" % (len(content), length))
+    reader.append(bytearray(content))
+
+
+BYTEARRAY8 = 150
+OPERATIONS = {**pickle._Unpickler.dispatch, BYTEARRAY8: _bytes_that_are_there}
+
+
 class _Unpickler(pickle._Unpickler):
     """Knows only tensors and plain values. It extends pickle's Python version, because that can be restricted more.
 
@@ -148,7 +162,7 @@ class _Unpickler(pickle._Unpickler):
         if type(self.stack[-1]) not in (OrderedDict, Foreign):
             raise pickle.UnpicklingError("attributes of a %s" % type(self.stack[-1]))
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _attributes}     # noqa: RUF012 (as its parent has it)
+    dispatch = {**OPERATIONS, pickle.BUILD[0]: _attributes}     # noqa: RUF012 (as its parent has it)
 
 
 def _tensor(values, offset, size, stride, *_):
