@@ -5,7 +5,7 @@ eight cards     torchrun --nproc_per_node=8 main.py --mode full --data_path DIR 
 new proposals   python3 main.py --mode inference --data_path DIR --pth_path checkpoint/BMN_best.pth.tar
 detection       python3 main.py --mode detection --classification_file FILE
 """
-from bmn.errors import UserError, command_line, run_as_program
+from bmn.errors import command_line, run_as_program
 from opts import parse_opt
 
 if __name__ == "__main__":      # before PyTorch is imported: --help and a mistake in an option are answered at once
@@ -26,6 +26,7 @@ from bmn.data.annotations import read_videos
 from bmn.data.features import open_features
 from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
 from bmn.files import check_writable, replacing, write_json
+from bmn.inputs import check_input
 from bmn.machine import amp
 from bmn.network.onnx_network import OnnxNetwork
 from bmn.options import BEST
@@ -66,13 +67,13 @@ def network_of(opt):
 def check_files(opt, runtime):
     """Find out now, not after ten epochs, that an input does not exist or that an output cannot be written."""
     for name in ("onnx", "classification_file", "ground_truth"):
-        if opt[name] and not os.path.isfile(opt[name]):
-            raise UserError("--%s %s does not exist: check the path" % (name, opt[name]))
-    if opt["resume"] not in ("", "auto") and not os.path.isfile(opt["resume"]):
-        raise UserError("--resume %s is no file: give a checkpoint, or auto" % opt["resume"])
+        if opt[name]:
+            check_input(opt[name], "--" + name)
+    if opt["resume"] not in ("", "auto"):
+        check_input(opt["resume"], "--resume", "give a checkpoint, or auto")
     starts_from_a_network = opt["finetune"] if opt["mode"] in ("train", "full") else opt["mode"] == "inference"
-    if starts_from_a_network and not opt["onnx"] and not os.path.isfile(opt["pth_path"]):
-        raise UserError("--pth_path %s does not exist: give a checkpoint, or train first" % opt["pth_path"])
+    if starts_from_a_network and not opt["onnx"]:
+        check_input(opt["pth_path"], "--pth_path", "give a checkpoint, or train first")
     if opt["mode"] in ("train", "full"):
         check_writable(os.path.join(opt["checkpoint_path"], "opts.json"))
         runtime.check_profiler(opt["profile"])

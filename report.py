@@ -13,6 +13,7 @@ from bmn.data.annotations import video_id
 from bmn.data.segments import proposal_seconds
 from bmn.errors import UserError
 from bmn.files import replacing
+from bmn.inputs import open_text
 from bmn.results import figures
 
 FILE = "report.html"
@@ -79,7 +80,7 @@ def _curves(opt, result):
 def _read_epochs(path):
     """The objects of metrics.jsonl."""
     try:
-        with open(path, encoding="utf-8") as handle:
+        with open_text(path, "the record of a training") as handle:
             epochs = [json.loads(line) for line in handle if line.strip()]
         for one in epochs:
             float(one["train"]["total"]), float(one["validation"]["total"])

@@ -4,8 +4,8 @@
     python3 tools/predict.py folder --duration lengths.csv --output predictions.json --plot pictures
     python3 tools/predict.py folder --video_anno anno.json --plot pictures
 
-FEATURES is a file <video>.csv, .npy or .npz, a folder of such files, an HDF5 file or a packed file. A table that does
-not have the network's T positions must hold raw snippets of 16 frames, which are rescaled as in
+FEATURES is a file <video>.csv, .npy, .npz, .pt or .pkl, a folder of such files, an HDF5 file or a packed file. A table
+that does not have the network's T positions must hold raw snippets of 16 frames, which are rescaled as in
 tools/prepare_features.py. --duration is the length in seconds, or a CSV file with the columns video and seconds. With
 --video_anno the length comes from the annotation file, and the pictures show the annotated actions. The best proposals
 are printed, and all of them are written to --output.
@@ -55,9 +55,11 @@ from tqdm import tqdm
 import opts
 import post_processing
 from bmn.data.annotations import checked_entry, is_number, read_annotations, same_id, video_id
-from bmn.data.features import EXTENSIONS, FolderFeatures, open_source
+from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
+from bmn.data.packed_features import stored_name
 from bmn.data.segments import proposal_seconds
 from bmn.files import check_writable
+from bmn.inputs import check_input, open_text
 from bmn.results import figures
 from bmn.training import checkpoint, recorded
 from models import BMN
@@ -93,15 +95,16 @@ def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
     """
     if not os.path.exists(path):
         raise UserError("%s does not exist: give a feature file, or a folder of feature files" % path)
-    if path.endswith(EXTENSIONS) and os.path.isfile(path):
+    if path.endswith(EXTENSIONS) and not os.path.isdir(path):
+        check_input(path, "FEATURES")
         folder, file = os.path.split(path)
         name = os.path.splitext(file)[0]
         return FolderFeatures(folder, opt["temporal_scale"], opt["feat_dim"], {name: file}), [name]
     source = open_source(dict(opt, data_path=path))
     names = sorted(source.names())
     if not names:
-        raise UserError("%s holds no features: a folder must hold files <video>.csv, .npy or .npz, and an HDF5 file a "
-                        "data set for each video" % path)
+        raise UserError("%s holds no features: a folder must hold files <video>%s, and an HDF5 file a data set for "
+                        "each video" % (path, ", ".join(EXTENSIONS)))
     return source, names
 
 
@@ -126,7 +129,7 @@ def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, dict]:
     if args.video_anno:
         known = read_annotations(args.video_anno)
         source = "--video_anno " + args.video_anno
-    elif os.path.isfile(args.duration):
+    elif os.path.exists(args.duration):
         known = _read_length_list(args.duration)
         source = "--duration " + args.duration
     else:
@@ -134,7 +137,7 @@ def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, dict]:
         source = "--duration"
     videos = {}
     for name in names:
-        entry = dict(known.get(name, ()))
+        entry = dict(known.get(stored_name(name, known, source), ()))
         if not is_number(entry.get("duration_second")) or not 0 < entry["duration_second"] < 1e9:
             raise UserError("%s gives video %s the length %.80r, but a number of seconds above 0 is needed"
                             % (source, name, entry.get("duration_second")))
@@ -146,12 +149,12 @@ def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, dict]:
 
 def _read_length_list(path):
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:       # Excel writes a byte order mark
+        with open_text(path, "--duration") as handle:
             rows = csv.DictReader(handle)
             if not {"video", "seconds"} <= set(rows.fieldnames or ()):
                 raise UserError("--duration %s has no columns video and seconds: give such a file, or a number" % path)
             return {row["video"]: {"duration_second": _seconds(row["seconds"])} for row in rows}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("--duration %s cannot be read as a CSV text file (%s): give another, or a number"
                         % (path, error)) from None
 
@@ -214,6 +217,7 @@ def main(args: argparse.Namespace) -> None:
     if args.output:
         check_ids(names)
     videos = read_lengths(args, names)
+    say_how_files_are_read(source, names, print)
     for name in tqdm(names, "checking", unit="video", disable=None if len(names) > 1 else True):
         read_features(source, name, videos[name], opt)      # so that a bad file shows before hours of work
     with device.setup(opt) as runtime:

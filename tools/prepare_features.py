@@ -6,6 +6,7 @@ A raw file has a row for each snippet of --snippet_frames frames, in order. Ther
     snippet   as the published csv_mean_100 were made. Each snippet is placed at its centre in seconds. For each of the
               T bins, three samples are interpolated linearly and averaged. A bin that no snippet reaches is zero.
     linear    T positions at equal distances from the first snippet to the last. This needs no annotations.
+C becomes a multiple of 4, because the network needs that: columns of zeros are added where it is none.
 With --write_anno FILE, the annotations are written to FILE with the feature_frame of these features.
 """
 import argparse
@@ -46,8 +47,9 @@ from tqdm import tqdm
 
 from bmn import parallel
 from bmn.data.annotations import read_annotations
-from bmn.data.feature_files import few, write_csv
-from bmn.data.features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
+from bmn.data.feature_files import few, filled_columns, filled_up, write_csv
+from bmn.data.features import EXTENSIONS, HDF5_EXTENSIONS, FolderFeatures, Hdf5Features, say_how_files_are_read
+from bmn.data.packed_features import stored_name
 from bmn.files import check_writable, write_json
 
 SAMPLES = 3             # samples of a bin
@@ -123,6 +125,8 @@ def as_snippets(table: np.ndarray, rows_are_time: bool, feat_dim: int, where: st
     Raises:
         UserError: no axis has the length C, it is unknown which axis is time, or a number is not finite.
     """
+    if feat_dim == filled_up(table.shape[1]) and feat_dim not in table.shape:
+        table = filled_columns(table, feat_dim)         # the network was trained on features that were filled up
     rows, columns = table.shape
     if feat_dim and feat_dim not in (table.shape[1:] if rows_are_time else table.shape):
         raise UserError("%s have %d rows and %d columns, but %s %d: give the right --feat_dim, or extract "
@@ -145,16 +149,19 @@ def read_raw(source: Any, name: str, feat_dim: int, origin: str) -> np.ndarray:
 def read_durations(path: str, names: List[str]) -> Dict[str, dict]:
     """{name: annotation entry} of all annotated videos. The videos ``names`` must be among them, with valid durations.
 
+    Names with and without v_ are the same.
+
     Raises:
         UserError: the file cannot be used, a video is not annotated, or a duration is not a number above 0.
     """
     videos = read_annotations(path)
-    absent = [name for name in names if name not in videos]
+    where = "--video_anno " + path
+    absent = [name for name in names if stored_name(name, videos, where) is None]
     if absent:
         raise UserError("--video_anno %s lacks %d of %d videos that have raw features (%s): annotate them, at least "
                         "with duration_second and duration_frame, or give --method linear"
                         % (path, len(absent), len(names), few(absent)))
-    for name in names:
+    for name in (stored_name(name, videos, where) for name in names):
         for key in ("duration_second", "duration_frame"):
             value = videos[name].get(key)
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
@@ -171,8 +178,9 @@ def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
     """
     names = sorted(source.names())
     if not names:
-        raise UserError("--input %s holds no features: a folder must hold files <video>.csv, .npy or .npz, and an HDF5 "
-                        "file a data set for each video" % source.path)
+        raise UserError("--input %s holds no features: a folder must hold files <video>%s, and an HDF5 file a data set "
+                        "for each video" % (source.path, ", ".join(EXTENSIONS)))
+    say_how_files_are_read(source, names, print)
     videos = read_durations(args.video_anno, names) if args.video_anno else {}
     feat_dim, origin = args.feat_dim, "--feat_dim is"
     if not feat_dim:
@@ -181,12 +189,13 @@ def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
 
     def work(name):
         raw = read_raw(source, name, feat_dim, origin)
+        name = stored_name(name, videos, "--video_anno %s" % args.video_anno) or name       # as it is annotated
         if args.method == "linear":
             features = rescale_linearly(raw, args.temporal_scale)
         else:
             features = rescale_snippets(raw, videos[name]["duration_frame"], videos[name]["duration_second"],
                                         args.temporal_scale, args.snippet_frames)
-        write_csv(os.path.join(folder, name + ".csv"), features)
+        write_csv(os.path.join(folder, name + ".csv"), filled_columns(features, filled_up(feat_dim)))
         return name, len(raw)
 
     snippets, flaws = {}, []
@@ -197,7 +206,10 @@ def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
             snippets[outcome[0]] = outcome[1]
     if flaws:
         raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
-    print("%d videos rescaled to T = %d, C = %d in %s" % (len(names), args.temporal_scale, feat_dim, folder))
+    print("%d videos rescaled to T = %d, C = %d in %s" % (len(names), args.temporal_scale, filled_up(feat_dim), folder))
+    if filled_up(feat_dim) != feat_dim:
+        print("C = %d was filled up with columns of zeros: give --feat_dim %d to main.py"
+              % (feat_dim, filled_up(feat_dim)))
     without = [name for name in videos if name not in snippets]
     if without:
         print("%d annotated videos have no raw features (%s)" % (len(without), few(without)))

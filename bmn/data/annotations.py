@@ -5,6 +5,7 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from bmn.errors import UserError
 from bmn.files import read_json
+from bmn.inputs import open_text
 
 NEEDED = ("duration_frame", "duration_second", "feature_frame")
 
@@ -65,7 +66,7 @@ def read_video_list(path: str) -> List[Tuple[str, str]]:
         UserError: the file is missing or unreadable, lacks the columns video and subset, or has a row without a name.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:      # Excel writes a byte order mark
+        with open_text(path, "--video_info") as handle:
             rows = csv.DictReader(handle)
             missing = [column for column in ("video", "subset") if column not in (rows.fieldnames or ())]
             if missing:
@@ -73,11 +74,6 @@ def read_video_list(path: str) -> List[Tuple[str, str]]:
                                 "separated by commas, but is %r"
                                 % (path, missing[0], ",".join(rows.fieldnames or ())[:80]))
             listed = [(row["video"], row["subset"] or "") for row in rows]
-    except FileNotFoundError:
-        raise UserError("--video_info %s does not exist: check the path" % path) from None
-    except OSError as error:
-        raise UserError("--video_info %s cannot be read (%s): check the path and its permissions"
-                        % (path, error.strerror)) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("--video_info %s is not a CSV text file (%s): give another file" % (path, error)) from None
     if not all(name for name, _ in listed):

@@ -149,6 +149,11 @@ def filled_up(feat_dim: int) -> int:
     return -(-feat_dim // GROUPS) * GROUPS
 
 
+def filled_columns(table: np.ndarray, feat_dim: int) -> np.ndarray:
+    """``table`` [rows, columns] with columns of zeros up to C: they add nothing to what the network computes."""
+    return np.pad(table, ((0, 0), (0, feat_dim - table.shape[1])), "constant")
+
+
 def few(names: List[str]) -> str:
     """The first three names of a list, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

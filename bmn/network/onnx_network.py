@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from bmn.errors import UserError
+from bmn.inputs import read_bytes
 
 OUTPUTS = {"confidence_map": 4, "start": 2, "end": 2}       # name: dimensions
 
@@ -40,8 +41,9 @@ class OnnxNetwork:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        content = read_bytes(path, "--onnx")
         try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:          # onnxruntime's exceptions have no class in common
             raise UserError("--onnx %s cannot be loaded by onnxruntime (%s): export it again with "
                             "tools/export_onnx.py" % (path, str(error).splitlines()[0][:200])) from None

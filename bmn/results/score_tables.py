@@ -8,6 +8,7 @@ import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import orjson, replacing
+from bmn.inputs import open_text
 from bmn.layouts import LAYOUTS
 from bmn.parallel import Pool, without_errors
 
@@ -171,14 +172,14 @@ def read_table(path: str) -> np.ndarray:
         UserError: the file is missing or unreadable, has no rows, or is not such a table.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as handle:
+        with open_text(path, "table of proposals", "run inference with --save_csv 1 first") as handle:
             rows = csv.reader(handle)
             header = next(rows, [])
             wanted = [header.index(column) for column in ("xmin", "xmax", "score")]
             flat = [float(row[column]) for row in rows if row for column in wanted]
-    except FileNotFoundError:
-        raise UserError("%s does not exist: run inference with --save_csv 1 first" % path) from None
-    except (OSError, ValueError, IndexError, csv.Error) as error:
+    except UserError:
+        raise
+    except (ValueError, IndexError, csv.Error) as error:
         raise UserError("%s is not a table of proposals (%s): run inference with --save_csv 1 again"
                         % (path, error)) from None
     table = np.array(flat).reshape(-1, 3).T
