@@ -8,8 +8,11 @@ from bmn.data import segments
 from bmn.data.annotations import Video, read_videos
 from bmn.data.features import open_source
 from bmn.data.packed_features import PackedFeatures
+from bmn.layouts import LAYOUTS
 from bmn.options import with_defaults
 from bmn.parallel import processors
+
+ROUNDING = 1e-6         # of the part of an interval that is covered
 
 
 class VideoDataSet(torch.utils.data.Dataset):
@@ -42,7 +45,7 @@ class VideoDataSet(torch.utils.data.Dataset):
         self.videos = {name: video for name, video in videos.items() if not skip or name in self.features}
         self.video_list = list(self.videos)
         self.left_out = len(videos) - len(self.videos)      # because of skip_missing
-        self.labels = Labels(opt["temporal_scale"])
+        self.labels = Labels(opt["temporal_scale"], opt["layout"])
 
     def __len__(self) -> int:
         return len(self.video_list)
@@ -60,15 +63,16 @@ class Labels:
 
     Args:
         temporal_scale: T.
+        layout: a name in LAYOUTS, which says what interval a position of the boundaries stands for.
     """
 
-    def __init__(self, temporal_scale: int):
+    def __init__(self, temporal_scale: int, layout: str = "reference"):
         self.temporal_scale = temporal_scale
         # These are multiples of 1/T and not quotients, so that they are rounded exactly as in the reference.
         self.gap = 1.0 / temporal_scale
         position = np.arange(temporal_scale)
-        self.anchor_start = self.gap * (position - 0.5)
-        self.anchor_end = self.gap * (position + 0.5)
+        self.whole_anchors = LAYOUTS[layout].whole_anchors
+        self.anchor_start, self.anchor_end = (self.gap * (position + offset) for offset in LAYOUTS[layout].anchor)
         # Only pairs with start <= end are computed, which is half of the map.
         start, end = np.triu_indices(temporal_scale)
         self.pair_start, self.pair_end = start * self.gap, (end + 1) * self.gap
@@ -91,7 +95,8 @@ class Labels:
         """Fraction of each anchor within 1.5/T of a ``position`` [S, 1], the largest over all of them: float32 [T]."""
         reach = 3 * self.gap / 2
         covered = segments.intersection(self.anchor_start, self.anchor_end, position - reach, position + reach)
-        return (covered / (self.anchor_end - self.anchor_start)).max(axis=0).astype(np.float32)
+        label = (covered / (self.anchor_end - self.anchor_start)).max(axis=0)
+        return (label > 1 - ROUNDING if self.whole_anchors else label).astype(np.float32)
 
 
 def default_workers(runtime: Any, features: Any) -> int:

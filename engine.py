@@ -56,7 +56,7 @@ def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, run
     """
     model.train()
     epoch, skipped, iterations = training.epochs_done, training.precision.skipped, len(loader)
-    bm_mask = get_mask(training.network.temporal_scale).to(runtime.device)
+    bm_mask = get_mask(training.network.temporal_scale, training.network.max_duration).to(runtime.device)
     history, checked = [], 0                # losses of each iteration, on the device, and how many were looked at
     timer = _Timer()
     for iteration, batch in enumerate(loader):
@@ -138,7 +138,7 @@ def validate(training: Any, loader: Iterable, blocks: Dict[int, List[int]], runt
         dict: ``losses`` {name: mean}, ``iterations``: the number of blocks over all ranks.
     """
     network = training.network.eval()
-    bm_mask = get_mask(network.temporal_scale).to(runtime.device)
+    bm_mask = get_mask(network.temporal_scale, network.max_duration).to(runtime.device)
     generator, rows = torch.Generator(), []
     with torch.no_grad():
         for number, batch in zip(blocks, loader):

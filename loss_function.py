@@ -13,9 +13,13 @@ import torch.nn.functional as F
 EPSILON = 1e-6      # keeps the logarithms finite
 
 
-def get_mask(tscale: int) -> torch.Tensor:
-    """float32 T x T, 1 at the cells of the confidence map that are proposals (start <= end), else 0."""
-    return torch.triu(torch.ones(tscale, tscale))
+def get_mask(tscale: int, max_duration: int = 0) -> torch.Tensor:
+    """float32 T x T, 1 at the cells of the confidence map that are proposals (start <= end), else 0.
+
+    With ``max_duration`` only proposals of at most so many positions count.
+    """
+    mask = torch.triu(torch.ones(tscale, tscale))
+    return torch.tril(mask, max_duration - 1) if max_duration else mask
 
 
 def bmn_loss_func(pred_bm: torch.Tensor, pred_start: torch.Tensor, pred_end: torch.Tensor, gt_iou_map: torch.Tensor,

@@ -6,7 +6,7 @@ new proposals   python3 main.py --mode inference --data_path DIR --pth_path chec
 figures         python3 main.py --mode evaluate --result_file FILE
 detection       python3 main.py --mode detection --classification_file FILE
 """
-from bmn.errors import UserError, command_line, run_as_program
+from bmn.errors import command_line, run_as_program
 from opts import parse_opt
 
 if __name__ == "__main__":      # before PyTorch is imported: --help and a mistake in an option are answered at once
@@ -29,6 +29,7 @@ from bmn.data.features import open_features
 from bmn.data.ground_truth import ground_truth_of
 from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
 from bmn.files import check_writable, replacing, write_json
+from bmn.inputs import check_input
 from bmn.machine import amp
 from bmn.network.onnx_network import OnnxNetwork
 from bmn.options import BEST
@@ -74,13 +75,13 @@ def network_of(opt):
 def check_files(opt, runtime):
     """Find out now, not after ten epochs, that an input does not exist or that an output cannot be written."""
     for name in ("onnx", "classification_file", "ground_truth", "blocked"):
-        if opt[name] and not os.path.isfile(opt[name]):
-            raise UserError("--%s %s does not exist: check the path" % (name, opt[name]))
-    if opt["resume"] not in ("", "auto") and not os.path.isfile(opt["resume"]):
-        raise UserError("--resume %s is no file: give a checkpoint, or auto" % opt["resume"])
+        if opt[name]:
+            check_input(opt[name], "--" + name)
+    if opt["resume"] not in ("", "auto"):
+        check_input(opt["resume"], "--resume", "give a checkpoint, or auto")
     starts_from_a_network = opt["finetune"] if opt["mode"] in ("train", "full") else opt["mode"] == "inference"
-    if starts_from_a_network and not opt["onnx"] and not os.path.isfile(opt["pth_path"]):
-        raise UserError("--pth_path %s does not exist: give a checkpoint, or train first" % opt["pth_path"])
+    if starts_from_a_network and not opt["onnx"]:
+        check_input(opt["pth_path"], "--pth_path", "give a checkpoint, or train first")
     if opt["mode"] in ("train", "full"):
         check_writable(os.path.join(opt["checkpoint_path"], "opts.json"))
         runtime.check_profiler(opt["profile"])
@@ -144,7 +145,7 @@ def begin(opt, runtime, precision):
     device.seed_everything(opt["seed"])
     network = BMN(opt)
     if opt["finetune"]:
-        checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime), network)
+        checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
     training = Training(network.to(runtime.device), precision, opt)
     device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
     path = opt["resume"]
@@ -199,9 +200,12 @@ def load(dataset, batches, opt, runtime):
     return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")
 
 
-def read_checkpoint(path, runtime):
+def read_checkpoint(path, runtime, ema=0):
     """Rank 0 reads it and the others get it from there: the machines of a run need not share a disk."""
-    return runtime.broadcast(checkpoint.read(path) if runtime.is_main else None)
+    state = runtime.broadcast(checkpoint.read(path, bool(ema)) if runtime.is_main else None)
+    for line in checkpoint.remarks(state):
+        runtime.log(line)
+    return state
 
 
 def save(folder, state, is_best):
@@ -220,7 +224,8 @@ def save(folder, state, is_best):
 def infer(opt, runtime, precision, annotations, ground_truth):
     """Proposals of the validation videos: --result_file, then AR@AN, the figure and the report."""
     videos, = open_datasets(opt, runtime, annotations, "validation")
-    network = OnnxNetwork(opt["onnx"]) if opt["onnx"] else trained_network(opt, runtime, precision)
+    layout = opt["layout"], opt["max_duration"]
+    network = OnnxNetwork(opt["onnx"], *layout) if opt["onnx"] else trained_network(opt, runtime, precision)
     found = propose(videos, network, opt, runtime, precision)
     if runtime.is_main:
         results = post_processing.write_result(opt["result_file"], videos.videos, found, ground_truth.spelled())
@@ -248,7 +253,7 @@ def evaluate(opt, runtime, ground_truth):
 def trained_network(opt, runtime, precision):
     """The network of --pth_path on the device, ready for inference."""
     network = BMN(opt)
-    checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime), network)
+    checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
     return precision.prepare(network.to(runtime.device))[0]
 
 
@@ -257,7 +262,8 @@ def propose(videos, network, opt, runtime, precision):
     blocks = rank_blocks(len(videos), runtime.rank, runtime.world_size)
     loader = load(videos, list(blocks.values()), opt, runtime)
     helpers = max(1, opt["post_process_thread"] // runtime.world_size)
-    export = CsvExport(FOLDER, helpers) if opt["save_csv"] else contextlib.nullcontext()
+    export = (CsvExport(FOLDER, helpers, opt["layout"], opt["max_duration"]) if opt["save_csv"]
+              else contextlib.nullcontext())
     bar = tqdm(total=len(videos), desc="inference", unit="video", disable=None if runtime.is_main else True)
     found = {}
     with export as tables, bar:

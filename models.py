@@ -6,9 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from bmn.errors import UserError
+from bmn.layouts import checked_duration
 from bmn.network.boundary_matching import BoundaryMatching
 from bmn.network.cell_convolution import CellConvolutions, WholeMap
 from bmn.options import with_defaults
+from bmn.sampling import sampling_differences, told_by_mask
 
 GROUPS = 4              # of the convolutions of the base and of the boundary heads
 BASE = 256              # channels of the base, and of the features that are sampled
@@ -29,14 +31,18 @@ class BMN(nn.Module):
     The result is the same to rounding, but ``samples`` never exist (bmn/network/boundary_matching.py). On a CPU, cells
     with start > end that are equal are computed only once (bmn/network/cell_convolution.py).
 
+    In the layouts of other implementations (bmn/layouts.py) x_2d_p runs on a map [duration, start]. Its result is put
+    into the order [start, end], so that the outputs mean the same in every layout.
+
     Args:
-        opt: dict; feat_dim, temporal_scale, num_sample, num_sample_perbin and prop_boundary_ratio are used, and missing
-            ones get their defaults. bm_contraction "bags" or "dense", for tests, overrides the choice by device.
+        opt: dict; feat_dim, temporal_scale, num_sample, num_sample_perbin, prop_boundary_ratio, layout and max_duration
+            are used, and missing ones get their defaults. bm_contraction "bags" or "dense", for tests, overrides the
+            choice by device.
 
     ``state_dict`` has the reference's names without ``sample_mask``, which follows from the options.
 
     Raises:
-        UserError: feat_dim cannot be split into groups.
+        UserError: feat_dim cannot be split into groups, or the options contradict each other.
     """
 
     def __init__(self, opt: dict):
@@ -45,15 +51,18 @@ class BMN(nn.Module):
         # the options that decide what the network computes; a checkpoint is compared with them
         self.feat_dim, self.temporal_scale = opt["feat_dim"], opt["temporal_scale"]
         self.num_sample, self.num_sample_perbin = opt["num_sample"], opt["num_sample_perbin"]
-        self.prop_boundary_ratio = opt["prop_boundary_ratio"]
+        self.prop_boundary_ratio, self.layout = opt["prop_boundary_ratio"], opt["layout"]
+        self.max_duration = checked_duration(self.temporal_scale, self.layout, opt["max_duration"])
         if self.feat_dim % GROUPS:
-            raise UserError("--feat_dim %d is no multiple of %d: the first layer splits the features into %d groups"
-                            % (self.feat_dim, GROUPS, GROUPS))
+            raise UserError("--feat_dim %d is no multiple of %d, because the first layer splits the features into %d "
+                            "groups: tools/prepare_features.py fills features up with columns of zeros, to %d"
+                            % (self.feat_dim, GROUPS, GROUPS, -(-self.feat_dim // GROUPS) * GROUPS))
         self.boundary_matching = BoundaryMatching(
             self.temporal_scale, self.num_sample, self.num_sample_perbin, self.prop_boundary_ratio,
-            opt.get("bm_contraction", "auto"))
-        self.whole_map = WholeMap(self.temporal_scale)
-        self.cells = {valid_only: CellConvolutions(self.temporal_scale, valid_only) for valid_only in (False, True)}
+            opt.get("bm_contraction", "auto"), self.layout, self.max_duration)
+        self.whole_map = WholeMap(self.temporal_scale, self.layout, self.max_duration)
+        self.cells = {valid_only: CellConvolutions(self.temporal_scale, valid_only, self.layout, self.max_duration)
+                      for valid_only in (False, True)}
 
         self.x_1d_b = nn.Sequential(
             nn.Conv1d(self.feat_dim, BASE, kernel_size=3, padding=1, groups=GROUPS), nn.ReLU(inplace=True),
@@ -76,7 +85,8 @@ class BMN(nn.Module):
 
         Args:
             x: [B, C, T].
-            valid_only: cells with start > end, which mean nothing, are not computed and hold 0.
+            valid_only: cells with start > end, which mean nothing, are not computed and hold 0. With a max_duration
+                they and the proposals that are too long always hold 0.
 
         Returns:
             confidence_map [B, 2, T, T] (channel 0 regression, 1 classification; indices start, end), start [B, T],
@@ -91,6 +101,7 @@ class BMN(nn.Module):
         return self._proposal_evaluation(self.x_1d_p(base), valid_only), start, end
 
     def _proposal_evaluation(self, x, valid_only):
+        valid_only = valid_only or self.max_duration > 0
         # x [B, 256, T], V [512, 256, N, 1, 1]; row t * N + n of a table [T*N, 512] is sample n at position t
         conv3d, _ = self.x_3d_p
         weight = conv3d.weight.to(x.dtype).view(-1, self.num_sample).t().reshape(-1, BASE)      # [N*512, 256]
@@ -104,6 +115,8 @@ class BMN(nn.Module):
                       (F.linear(video, weight) for video in features))
             logits = torch.stack([self._by_cell(table.view(-1, SAMPLED), self.cells[valid_only]) for table in tables])
         confidence_map = logits.view(-1, 2, self.temporal_scale, self.temporal_scale).sigmoid()
+        if self.max_duration:       # a product and not a triangle, which ONNX has only since opset 14
+            return confidence_map * self.whole_map.is_proposal.to(confidence_map)
         return torch.triu(confidence_map) if valid_only else confidence_map
 
     def _skips_cells(self, x):
@@ -128,7 +141,8 @@ class BMN(nn.Module):
     def _by_map(self, table):
         """Logits [B, 2, T, T], from all cells."""
         after_reduction = self.x_2d_p[2:-1]
-        return _float32_at_least(after_reduction(self.whole_map(self._proposals(table))))
+        cells = after_reduction(self.whole_map(self._proposals(table)))
+        return _float32_at_least(self.whole_map.by_pair(cells))
 
     def _check(self, x):
         if x.dim() != 3 or tuple(x.shape[1:]) != (self.feat_dim, self.temporal_scale):
@@ -136,7 +150,8 @@ class BMN(nn.Module):
                             "those of the features" % (list(x.shape), self.feat_dim, self.temporal_scale))
 
     def _drop_sample_mask(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
-        """The reference stores its sampling weights: their shape must fit, then they are left out."""
+        """Others store their sampling weights. They must not be those of another network, then they are left out."""
+        state_dict.pop(prefix + "bm_mask", None)        # mmaction2's valid cells
         mask = state_dict.get(prefix + "sample_mask")
         if mask is None:
             return
@@ -144,6 +159,10 @@ class BMN(nn.Module):
         if tuple(mask.shape) != wanted:
             errors.append("sample_mask has shape %s, %s is needed: the checkpoint was made with another "
                           "--temporal_scale or --num_sample" % (tuple(mask.shape), wanted))
+        else:
+            told = told_by_mask(mask.detach().float().cpu().numpy())
+            errors.extend("sample_mask is of another network: it was made with --%s %s, and here it is %s" % difference
+                          for difference in sampling_differences(told, self))
         state_dict.pop(prefix + "sample_mask")
 
 

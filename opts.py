@@ -45,7 +45,7 @@ def _parser(description, more):
     for title, options in [*GROUPS.items(), ("this tool alone", more)]:
         group = parser.add_argument_group(title)
         for option in options:
-            how = {"choices" if isinstance(option.kind, tuple) else "type": option.kind}
+            how = option.check
             if option.name == "skip_missing":       # a bare --skip_missing is the natural way to say it
                 how.update(nargs="?", const=1)
             if option.several:

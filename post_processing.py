@@ -9,10 +9,11 @@ from bmn.data.annotations import Video, read_videos
 from bmn.data.ground_truth import ground_truth_file, ground_truth_of
 from bmn.data.segments import iou
 from bmn.errors import UserError
+from bmn.layouts import LAYOUTS
 from bmn.options import with_defaults
 from bmn.parallel import outcomes, without_errors
 from bmn.results.result_files import proposals_as_json, write_results
-from bmn.results.score_tables import FOLDER, decode, pairs, read_table
+from bmn.results.score_tables import FOLDER, candidates, decode, pairs, read_table
 from bmn.values import video_id
 
 KEPT = 101              # number of proposals at which soft-NMS stops
@@ -25,7 +26,8 @@ def proposals(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray, op
     Args:
         confidence_map: float32 [B, 2, T, T], channel 0 regression, 1 classification, at [start, end - 1].
         start, end: float32 [B, T].
-        opt: dict with soft_nms_alpha, soft_nms_low_thres, soft_nms_high_thres.
+        opt: dict with soft_nms_alpha, soft_nms_low_thres, soft_nms_high_thres, and with layout and max_duration where
+            they are not the reference's.
 
     Returns:
         list of B float64 arrays [n <= 100, 3]: score, xmin, xmax (fractions of the video), best first. Those of a video
@@ -34,32 +36,39 @@ def proposals(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray, op
     Raises:
         UserError: a score is not a finite number.
     """
-    score = decode(confidence_map, start, end)
+    layout, max_duration = opt.get("layout", "reference"), opt.get("max_duration", 0)
+    score = decode(confidence_map, start, end, layout, max_duration)
     if not np.isfinite(score).all():
         raise UserError("the network gives scores that are not finite: look for extreme values in the features "
                         "(tools/check_data.py), or use another network")
-    return grid_soft_nms(score, start.shape[1], opt)
+    if not LAYOUTS[layout].peaks:
+        return grid_soft_nms(score, start.shape[1], opt)
+    xmin, xmax = pairs(start.shape[1], layout, max_duration)[2:]
+    return [soft_nms(xmin[chosen], xmax[chosen], its_score[chosen], opt)
+            for its_score, chosen in zip(score, candidates(start, end, layout, max_duration))]
 
 
 def soft_nms(xmin: np.ndarray, xmax: np.ndarray, score: np.ndarray, opt: dict) -> np.ndarray:
     """The reference's soft-NMS rule, step by step, for one table of any segments.
 
     Args:
-        xmin, xmax, score: [rows], with at least one row.
-        opt: dict with the soft_nms options.
+        xmin, xmax, score: [rows].
+        opt: dict with the soft_nms options, and with layout where it is not the reference's.
 
     Returns:
         float64 [n <= 100, 3]: score, xmin, xmax, best first.
     """
+    rule = LAYOUTS[opt.get("layout", "reference")].soft_nms
+    fewest = 0 if rule == "mmaction2" else 1
     order = np.argsort(-score, kind="stable")       # of equal scores, argmax then finds the first in this order
     xmin, xmax, score = xmin[order], xmax[order], score[order].astype(np.float64)
-    if len(score) == 1:
+    if len(score) <= 1:
         return np.stack([score, xmin, xmax], axis=1)
     kept = []
-    while len(score) > 1 and len(kept) < KEPT:      # a single remaining candidate is dropped
+    while len(score) > fewest and len(kept) < KEPT:     # the reference drops a single remaining candidate
         best = int(score.argmax())
         kept.append((score[best], xmin[best], xmax[best]))
-        weaker, factor = _suppression(xmin, xmax, best, *_rule(opt))
+        weaker, factor = _suppression(xmin, xmax, best, *_rule(opt), rule)
         score[weaker] *= factor
         xmin, xmax, score = np.delete(xmin, best), np.delete(xmax, best), np.delete(score, best)
     kept = np.array(kept)
@@ -114,9 +123,10 @@ def _rule(opt):
     return opt["soft_nms_alpha"], opt["soft_nms_low_thres"], opt["soft_nms_high_thres"]
 
 
-def _suppression(xmin, xmax, best, alpha, low, high):
+def _suppression(xmin, xmax, best, alpha, low, high, rule="reference"):
     """(rows that row ``best`` suppresses, the factors of their scores); the rows may include ``best`` itself."""
-    overlap = iou(xmin, xmax, xmin[best], xmax[best])
+    kept, others = (xmin[best], xmax[best]), (xmin, xmax)
+    overlap = iou(*kept, *others) if rule == "mmaction2" else iou(*others, *kept)
     weaker = np.flatnonzero(overlap > low + (high - low) * (xmax[best] - xmin[best]))
     return weaker, np.exp(-np.square(overlap[weaker]) / alpha)
 

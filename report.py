@@ -12,6 +12,7 @@ import eval as evaluation
 from bmn.data.annotations import Video
 from bmn.errors import UserError
 from bmn.files import replacing
+from bmn.inputs import open_text
 from bmn.results import figures
 from bmn.values import video_id
 
@@ -92,7 +93,7 @@ def _curves(opt, result, of_a_network):
 def _read_epochs(path):
     """The objects of metrics.jsonl."""
     try:
-        with open(path, encoding="utf-8") as handle:
+        with open_text(path, "the record of a training") as handle:
             epochs = [json.loads(line) for line in handle if line.strip()]
         for one in epochs:
             float(one["train"]["total"]), float(one["validation"]["total"])

@@ -6,6 +6,7 @@ import tempfile
 from typing import Any, Iterator
 
 from bmn.errors import UserError
+from bmn.inputs import read_bytes
 
 try:
     import orjson  # reads a result file of half a million proposals in a fifth of the time
@@ -78,17 +79,13 @@ def read_json(path: str, what: str) -> Any:
         UserError: the file is missing, unreadable, or not JSON.
     """
     try:
-        with open(path, "rb") as handle:
-            content = handle.read()
+        content = read_bytes(path, what)
         if orjson:
             with contextlib.suppress(orjson.JSONDecodeError):       # the parser below accepts more and explains more
                 return orjson.loads(content)
         return json.loads(content.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError("%s %s does not exist: check the path" % (what, path)) from None
-    except OSError as error:
-        raise UserError("%s %s cannot be read (%s): check the path and its permissions"
-                        % (what, path, error.strerror)) from None
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError("%s %s is not valid JSON (%s) and may be truncated: fetch or make it again"
                         % (what, path, error)) from None

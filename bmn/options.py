@@ -8,6 +8,8 @@ import argparse
 import os
 from typing import Any, Callable, NamedTuple, Tuple, Union
 
+from bmn.layouts import LAYOUTS
+
 
 class Option(NamedTuple):
     """An option.
@@ -20,6 +22,11 @@ class Option(NamedTuple):
     kind: Union[Callable[[str], Any], Tuple[str, ...]]
     help: str
     several: bool = False
+
+    @property
+    def check(self) -> dict:
+        """How argparse is told the kind."""
+        return {"choices" if isinstance(self.kind, tuple) else "type": self.kind}
 
 
 def _number(convert, holds, wanted):
@@ -59,6 +66,7 @@ GROUPS = {
                "folder of BMN_checkpoint.pth.tar, BMN_best.pth.tar, metrics.jsonl and opts.json"),
         Option("pth_path", "./checkpoint/" + BEST, str,
                "checkpoint for --finetune 1 and for --mode inference; else the best of --checkpoint_path"),
+        Option("ema", 0, FLAG, "1: take the averaged (EMA) weights of --pth_path, where it has them"),
         Option("resume", "", str,
                "go on from this checkpoint, or 'auto': the last one of --checkpoint_path where there is one"),
     ),
@@ -93,6 +101,10 @@ GROUPS = {
         Option("num_sample_perbin", 3, COUNT, "K, points averaged into one of them"),
         Option("prop_boundary_ratio", 0.5, NOT_NEGATIVE,
                "how far a proposal is widened on either side, as a fraction of its length"),
+        Option("layout", "reference", tuple(LAYOUTS),
+               "whose map and samples: the reference's since 2020, or those that networks of reference2019, mmaction2 "
+               "and opentad were trained with"),
+        Option("max_duration", 0, INDEX, "D, positions of the longest proposal, in a map of durations; 0: T"),
     ),
     "proposals and their evaluation": (
         Option("post_process_thread", 8, COUNT, "processes of the post-processing"),
@@ -126,7 +138,8 @@ OPTIONS = {option.name: option for options in GROUPS.values() for option in opti
 DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
 
 # Options that decide what the network computes; a checkpoint serves only a network that has the same.
-NETWORK_OPTIONS = ("temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio", "feat_dim")
+NETWORK_OPTIONS = ("temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio", "feat_dim", "layout",
+                   "max_duration")
 # Options that may name the feature folder; the first of them that is given wins.
 DATA_PATH_NAMES = ("data_path", "data", "feature_path")
 

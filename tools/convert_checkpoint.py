@@ -2,14 +2,18 @@
 
     python3 tools/convert_checkpoint.py checkpoint/BMN_best.pth.tar BMN_reference.pth.tar --to reference
     python3 tools/convert_checkpoint.py BMN_reference.pth.tar BMN.pth.tar --to ours --half
+    python3 tools/convert_checkpoint.py bmn_mmaction2.pth BMN.pth.tar --to ours --from mmaction2
+    python3 tools/convert_checkpoint.py epoch_7.pth BMN.pth.tar --to ours --from opentad --temporal_scale 128 --ema 1
 
 The reference's form is {"epoch", "state_dict"} with ``module.`` before every name and the sampling weights of the
 BM layer, 128 MB, as ``sample_mask``. The reference's own code loads it strictly. Our form leaves both out and adds the
 options that decide what the network computes. --half stores float16, which halves the size. Only the network is
 converted, and not the state of a run.
 
-The options are those of the checkpoint where it has them, else those given here, else the defaults. A sample_mask that
-contradicts them is an error, because the new file would not show the contradiction.
+The options are those of the checkpoint where it has them, else those given here, else the defaults. A sample_mask tells
+all but --feat_dim; one that contradicts what is given is an error, because the new file would not show the
+contradiction. --from says whose network it is, where the file does not: with the same weights, the networks of
+mmaction2, OpenTAD and the reference before 2020 compute another map than the reference of today (--layout).
 """
 import argparse
 import os
@@ -26,8 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("target", help="file to write")
     parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")
     parser.add_argument("--half", action="store_true", help="store float16")
+    parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
     for name in NETWORK_OPTIONS:
-        parser.add_argument("--" + name, type=OPTIONS[name].kind, help="where the checkpoint does not say it")
+        names = ["--layout", "--from"] if name == "layout" else ["--" + name]
+        parser.add_argument(*names, help="where the checkpoint does not say it", **OPTIONS[name].check)
     return parser.parse_args()
 
 
@@ -38,13 +44,12 @@ from bmn.machine import device  # isort: skip  # noqa: F401  (before torch)
 from collections import OrderedDict
 from typing import Any, Dict
 
-import numpy as np
 import torch
 
 from bmn.errors import UserError
 from bmn.files import check_distinct
-from bmn.network.boundary_matching import sampling_weights
-from bmn.training import checkpoint
+from bmn.sampling import whole_mask
+from bmn.training import checkpoint, recorded
 from models import BMN
 
 
@@ -62,8 +67,13 @@ def convert(state: Dict[str, Any], options: Dict[str, Any], form: str, half: boo
     """
     network = BMN(options)
     checkpoint.put_network(state, network)
-    wanted, found = sample_mask(options), state["state_dict"].get("sample_mask")
-    if found is not None and not torch.allclose(found.float(), wanted, atol=1e-3):
+    if form == "reference" and network.max_duration:
+        raise UserError("--to reference: its form has no longest duration, but this network has --max_duration %d: "
+                        "give --to ours" % network.max_duration)
+    found, wanted = state["state_dict"].get("sample_mask"), None
+    if found is not None or form == "reference":
+        wanted = sample_mask(options)
+    if found is not None and not torch.allclose(found.float(), wanted, atol=4e-3):      # it may be in bfloat16
         raise UserError("%s has a sample_mask of other options than %s: give the options that it was trained with"
                         % (state["path"], _spelled(options)))
     tensors = network.state_dict()
@@ -77,14 +87,10 @@ def convert(state: Dict[str, Any], options: Dict[str, Any], form: str, half: boo
 
 
 def sample_mask(options: Dict[str, Any]) -> torch.Tensor:
-    """The reference's sampling weights: float32 [T, N*T*T], with the indices t, n, s, e in this order."""
-    scale, samples, bins, ratio = (options[name] for name in (
-        "temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio"))
-    proposal, n, t, weight = sampling_weights(scale, samples, bins, ratio)
-    start, end = np.triu_indices(scale)
-    weights = np.zeros((scale, samples, scale, scale), np.float32)
-    weights[t, n, start[proposal], end[proposal]] = weight
-    return torch.from_numpy(weights).view(scale, -1)
+    """The sampling weights as the reference stores them: float32 [T, N*T*T], with the indices t, n, and the map's."""
+    scale, *others = (options[name] for name in (
+        "temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio", "layout"))
+    return torch.from_numpy(whole_mask(scale, *others)).view(scale, -1)
 
 
 def to_half(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -102,8 +108,10 @@ def _spelled(options):
 def main(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     check_distinct(given["source"], given["target"])
-    state = checkpoint.read(given["source"])
-    options = checkpoint.network_options(state, given)
+    state = checkpoint.read(given["source"], bool(given["ema"]))
+    for line in checkpoint.remarks(state):
+        print(line)
+    options = recorded.network_options(state, given)
     checkpoint.write(given["target"], convert(state, options, given["to"], given["half"]))
     print("%s: %s, epoch %d, %s, %.1f MB" % (
         given["target"], "our form" if given["to"] == "ours" else "the reference's form", state["epoch"],

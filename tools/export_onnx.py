@@ -24,8 +24,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--opset", type=int, default=11, help="version of ONNX's operators (default 11)")
     parser.add_argument("--exporter", choices=("auto", "old", "new"), default="auto",
                         help="old: TorchScript; new: torch.export; auto: new, where PyTorch and onnxscript have it")
+    parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
     for name in NETWORK_OPTIONS:
-        parser.add_argument("--" + name, type=OPTIONS[name].kind, help="where the checkpoint does not say it")
+        parser.add_argument("--" + name, help="where the checkpoint does not say it", **OPTIONS[name].check)
     return parser.parse_args()
 
 
@@ -44,9 +45,10 @@ import torch
 
 from bmn.errors import UserError
 from bmn.files import check_distinct, replacing
+from bmn.layouts import LAYOUTS
 from bmn.network import onnx_network
-from bmn.network.boundary_matching import sampling_weights
-from bmn.training import checkpoint
+from bmn.sampling import proposals, sampling_weights
+from bmn.training import checkpoint, recorded
 from models import BMN
 
 TOLERANCE = 1e-5
@@ -134,6 +136,7 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
     if exporter == "new":
         lower(model, opset)
     rebuild_sampling(model.graph, network, weights)
+    onnx.helper.set_model_props(model, {"layout": network.layout, "max_duration": str(network.max_duration)})
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -163,10 +166,11 @@ def lower(model: Any, opset: int) -> None:
 
 
 def sampling_matrix(network: BMN) -> np.ndarray:
-    """The sampling weights float32 [P + 1, T*N]: a row for each proposal s <= e, and a last row of zeros."""
+    """The sampling weights float32 [P + 1, T*N]: a row for each proposal, and a last row of zeros."""
     scale, samples = network.temporal_scale, network.num_sample
-    proposal, n, t, weight = sampling_weights(scale, samples, network.num_sample_perbin, network.prop_boundary_ratio)
-    weights = np.zeros((scale * (scale + 1) // 2 + 1, samples, scale), np.float32)
+    proposal, n, t, weight = sampling_weights(scale, samples, network.num_sample_perbin, network.prop_boundary_ratio,
+                                              network.layout, network.max_duration)
+    weights = np.zeros((network.boundary_matching.proposals + 1, samples, scale), np.float32)
     weights[proposal, n, t] = weight
     return np.ascontiguousarray(weights.transpose(0, 2, 1)).reshape(len(weights), -1)
 
@@ -186,10 +190,10 @@ def rebuild_sampling(graph: Any, network: BMN, weights: np.ndarray) -> None:
     """
     from onnx import helper, numpy_helper
     scale, samples, bins = network.temporal_scale, network.num_sample, network.num_sample_perbin
-    start, end = np.triu_indices(scale)
-    length = np.arange(scale, dtype=np.float64)[:, None]            # e - s
-    margin = (length + 2) * network.prop_boundary_ratio
-    point = -margin + (length + 1 + 2 * margin) / (samples * bins - 1) * np.arange(samples * bins)     # [T, N*K]
+    start, end = proposals(scale, network.max_duration)
+    width = np.arange(scale, dtype=np.float64)[:, None] + LAYOUTS[network.layout].sampled_after         # [T, 1]
+    margin = (width + 1) * network.prop_boundary_ratio
+    point = -margin + (width + 2 * margin) / (samples * bins - 1) * np.arange(samples * bins)           # [T, N*K]
     whole = np.floor(point)             # stored apart from the fraction, so that float32 keeps seven digits of that
     distances = 2 * scale - 1           # r = -(T-1) .. T-1
     at_0 = np.zeros((len(start) + scale, samples), np.float32)      # a row for each proposal, then rows of zeros
@@ -233,7 +237,7 @@ def compare(network: BMN, path: str, batches: Iterable[int]) -> Dict[int, float]
     Raises:
         UserError: onnxruntime is missing, or cannot load the file.
     """
-    exported = onnx_network.OnnxNetwork(path)
+    exported = onnx_network.OnnxNetwork(path, network.layout, network.max_duration)
     differences = {}
     for batch in batches:
         image = torch.rand(batch, network.feat_dim, network.temporal_scale)
@@ -246,8 +250,10 @@ def compare(network: BMN, path: str, batches: Iterable[int]) -> Dict[int, float]
 def main(args: argparse.Namespace) -> None:
     check_distinct(args.checkpoint, args.target)
     onnx_network.import_or_say("onnxruntime", "tools/export_onnx.py")
-    state = checkpoint.read(args.checkpoint)
-    network = BMN(checkpoint.network_options(state, vars(args))).eval()
+    state = checkpoint.read(args.checkpoint, bool(args.ema))
+    for line in checkpoint.remarks(state):
+        print(line)
+    network = BMN(recorded.network_options(state, vars(args))).eval()
     checkpoint.put_network(state, network)
     with replacing(args.target) as temporary:
         export(network, temporary, args.batch, args.opset, args.exporter)

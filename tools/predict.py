@@ -4,8 +4,8 @@
     python3 tools/predict.py folder --duration lengths.csv --output predictions.json --plot pictures
     python3 tools/predict.py folder --video_anno anno.json --plot pictures
 
-FEATURES is a file <video>.csv, .npy or .npz, a folder of such files, an HDF5 file or a packed file. A table that does
-not have the network's T positions must hold raw snippets of 16 frames, which are rescaled as in
+FEATURES is a file <video>.csv, .npy, .npz, .pt or .pkl, a folder of such files, an HDF5 file or a packed file. A table
+that does not have the network's T positions must hold raw snippets of 16 frames, which are rescaled as in
 tools/prepare_features.py. --duration is the length in seconds, or a CSV file with the columns video and seconds. With
 --video_anno the length comes from the annotation file, and the pictures show the annotated actions. The best proposals
 are printed, and all of them are written to --output.
@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
 from bmn.options import DEFAULTS, INDEX, NETWORK_OPTIONS, OPTIONS, with_defaults
 
-RECORDED = NETWORK_OPTIONS + ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
+SOFT_NMS = ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,14 +29,15 @@ def parse_arguments() -> argparse.Namespace:
     length.add_argument("--video_anno", action="append", help="annotation file: lengths, and actions for the pictures; "
                         "may be given several times")
     parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
+    parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
     parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
     parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
     parser.add_argument("--top", type=INDEX, default=10, help="proposals to print (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
     options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
                                         "as in main.py)")
-    for name in RECORDED:
-        options.add_argument("--" + name, type=OPTIONS[name].kind)
+    for name in NETWORK_OPTIONS + SOFT_NMS:
+        options.add_argument("--" + name, **OPTIONS[name].check)
     return parser.parse_args()
 
 
@@ -56,11 +57,11 @@ import opts
 import post_processing
 from bmn.data.annotation_files import length_in_seconds, read_annotation_files
 from bmn.data.annotations import Video, read_entry
-from bmn.data.feature_files import EXTENSIONS
-from bmn.data.features import FolderFeatures, open_source
+from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
 from bmn.files import check_writable
+from bmn.inputs import check_input, open_text
 from bmn.results import figures
-from bmn.training import checkpoint
+from bmn.training import checkpoint, recorded
 from bmn.values import by_id, number, video_id
 from models import BMN
 
@@ -73,11 +74,14 @@ def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
     Raises:
         UserError: the checkpoint cannot be used, or the options contradict it or each other.
     """
-    state = checkpoint.read(args.checkpoint)
-    recorded = state.get("options")
-    opt = {name: recorded[name] for name in RECORDED if isinstance(recorded, dict) and name in recorded}
-    opt.update((name, getattr(args, name)) for name in RECORDED if getattr(args, name) is not None)
-    opt = with_defaults(dict(opt, device=args.device))
+    state = checkpoint.read(args.checkpoint, bool(args.ema))
+    for line in checkpoint.remarks(state):
+        print(line)
+    recorded_with_it = state.get("options")
+    opt = {name: recorded_with_it[name] for name in SOFT_NMS
+           if isinstance(recorded_with_it, dict) and name in recorded_with_it}
+    opt.update((name, getattr(args, name)) for name in SOFT_NMS if getattr(args, name) is not None)
+    opt = with_defaults(dict(opt, device=args.device, **recorded.network_options(state, vars(args))))
     opts.check_together(opt)
     network = BMN(opt)
     checkpoint.put_network(state, network)
@@ -92,15 +96,16 @@ def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
     """
     if not os.path.exists(path):
         raise UserError("%s does not exist: give a feature file, or a folder of feature files" % path)
-    if path.endswith(EXTENSIONS) and os.path.isfile(path):
+    if path.endswith(EXTENSIONS) and not os.path.isdir(path):
+        check_input(path, "FEATURES")
         folder, file = os.path.split(path)
         name = os.path.splitext(file)[0]
         return FolderFeatures(folder, opt["temporal_scale"], opt["feat_dim"], {name: file}), [name]
     source = open_source(dict(opt, data_path=path))
     names = sorted(source.names())
     if not names:
-        raise UserError("%s holds no features: a folder must hold files <video>.csv, .npy or .npz, and an HDF5 file a "
-                        "data set for each video" % path)
+        raise UserError("%s holds no features: a folder must hold files <video>%s, and an HDF5 file a data set for "
+                        "each video" % (path, ", ".join(EXTENSIONS)))
     return source, names
 
 
@@ -113,7 +118,7 @@ def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, Video]
     if args.video_anno:
         known = {name: entry for file in read_annotation_files(args.video_anno) for name, entry in file.videos.items()}
         source = "--video_anno " + " ".join(args.video_anno)
-    elif os.path.isfile(args.duration):
+    elif os.path.exists(args.duration):
         known = _read_length_list(args.duration)
         source = "--duration " + args.duration
     else:
@@ -132,12 +137,12 @@ def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, Video]
 
 def _read_length_list(path):
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:       # Excel writes a byte order mark
+        with open_text(path, "--duration") as handle:
             rows = csv.DictReader(handle)
             if not {"video", "seconds"} <= set(rows.fieldnames or ()):
                 raise UserError("--duration %s has no columns video and seconds: give such a file, or a number" % path)
             return {row["video"]: {"duration_second": row["seconds"]} for row in rows}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("--duration %s cannot be read as a CSV text file (%s): give another, or a number"
                         % (path, error)) from None
 
@@ -193,6 +198,7 @@ def main(args: argparse.Namespace) -> None:
     if args.output:
         by_id(names, args.features)             # two names must not be one video in the result file
     videos = read_lengths(args, names)
+    say_how_files_are_read(source, names, print)
     for name in tqdm(names, "checking", unit="video", disable=None if len(names) > 1 else True):
         read_features(source, name, videos[name], opt)      # so that a bad file shows before hours of work
     with device.setup(opt) as runtime:

@@ -6,8 +6,9 @@ A raw file has a row for each snippet of --snippet_frames frames, in order. Ther
     snippet   as the published csv_mean_100 were made. Each snippet is placed at its centre in seconds. For each of the
               T bins, three samples are interpolated linearly and averaged. A bin that no snippet reaches is zero.
     linear    T positions at equal distances from the first snippet to the last. This needs no annotations.
-Without the number of frames of a video, and without --feature_fps, its features cover all of it. With --write_anno
-FILE, the annotations are written to FILE with the feature_frame of these features.
+C becomes a multiple of 4, because the network needs that: columns of zeros are added where it is none. Without the
+number of frames of a video, and without --feature_fps, its features cover all of it. With --write_anno FILE, the
+annotations are written to FILE with the feature_frame of these features.
 """
 import argparse
 import os
@@ -54,8 +55,8 @@ from tqdm import tqdm
 from bmn import parallel
 from bmn.data.annotation_files import ROWS, AnnotationFile, frame_count, read_annotation_files
 from bmn.data.annotations import read_entry
-from bmn.data.feature_files import few, write_csv
-from bmn.data.features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
+from bmn.data.feature_files import few, filled_columns, filled_up, write_csv
+from bmn.data.features import EXTENSIONS, HDF5_EXTENSIONS, FolderFeatures, Hdf5Features, say_how_files_are_read
 from bmn.files import check_writable, write_json
 from bmn.values import number, video_id
 
@@ -132,6 +133,8 @@ def as_snippets(table: np.ndarray, rows_are_time: bool, feat_dim: int, where: st
     Raises:
         UserError: no axis has the length C, it is unknown which axis is time, or a number is not finite.
     """
+    if feat_dim == filled_up(table.shape[1]) and feat_dim not in table.shape:
+        table = filled_columns(table, feat_dim)         # the network was trained on features that were filled up
     rows, columns = table.shape
     if feat_dim and feat_dim not in (table.shape[1:] if rows_are_time else table.shape):
         raise UserError("%s have %d rows and %d columns, but %s %d: give the right --feat_dim, or extract "
@@ -159,6 +162,8 @@ class Length(NamedTuple):
 
 def read_lengths(files: List[AnnotationFile], names: List[str], feature_fps: Optional[float]) -> Dict[str, Length]:
     """{name: Length} of the videos ``names``.
+
+    Names with and without v_ are the same.
 
     Raises:
         UserError: a video is not annotated, or its length is no number above 0.
@@ -212,9 +217,11 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
     """
     names = sorted(source.names())
     if not names:
-        raise UserError("--input %s holds no features: a folder must hold files <video>.csv, .npy or .npz, and an HDF5 "
-                        "file a data set for each video" % source.path)
+        raise UserError("--input %s holds no features: a folder must hold files <video>%s, and an HDF5 file a data set "
+                        "for each video" % (source.path, ", ".join(EXTENSIONS)))
+    say_how_files_are_read(source, names, print)
     lengths = read_lengths(files, names, args.feature_fps) if files else {}
+    annotated = {video_id(name): name for file in files for name in file.videos}
     feat_dim, origin = args.feat_dim, "--feat_dim is"
     if not feat_dim:
         feat_dim, origin = read_raw(source, names[0], 0, "").shape[1], "those of %s have C =" % names[0]
@@ -232,7 +239,8 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
         else:
             frames = lengths[name].frames or len(raw) * args.snippet_frames
             features = rescale_snippets(raw, frames, lengths[name].seconds, args.temporal_scale, args.snippet_frames)
-        write_csv(os.path.join(folder, name + ".csv"), features)
+        file = annotated.get(video_id(name), name) + ".csv"
+        write_csv(os.path.join(folder, file), filled_columns(features, filled_up(feat_dim)))
         return name, len(raw)
 
     snippets, flaws = {}, []
@@ -243,9 +251,12 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
             snippets[outcome[0]] = outcome[1]
     if flaws:
         raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
-    print("%d videos rescaled to T = %d, C = %d in %s" % (len(names), args.temporal_scale, feat_dim, folder))
+    print("%d videos rescaled to T = %d, C = %d in %s" % (len(names), args.temporal_scale, filled_up(feat_dim), folder))
+    if filled_up(feat_dim) != feat_dim:
+        print("C = %d was filled up with columns of zeros: give --feat_dim %d to main.py"
+              % (feat_dim, filled_up(feat_dim)))
     known = set(map(video_id, snippets))
-    without = [name for file in files for name in file.videos if video_id(name) not in known]
+    without = [name for key, name in annotated.items() if key not in known]
     if without:
         print("%d annotated videos have no raw features (%s)" % (len(without), few(without)))
     return snippets

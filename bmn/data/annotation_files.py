@@ -10,6 +10,7 @@ from typing import Dict, List, NamedTuple, Tuple, Union
 
 from bmn.errors import UserError
 from bmn.files import read_json
+from bmn.inputs import open_input, open_text, read_bytes
 from bmn.values import by_id, number
 
 DATABASE, ENTRIES, ROWS = "ActivityNet's own form", "the reference's form", "rows of a CSV file"
@@ -80,14 +81,8 @@ def _describes_a_video(entry):
 
 def _looks_like_json(path, option):
     """A look at the first bytes. What is neither is read as JSON as well, because that gives the better message."""
-    try:
-        with open(path, "rb") as handle:
-            beginning = handle.read(4096).decode("utf-8-sig", "replace").lstrip()
-    except FileNotFoundError:
-        raise UserError("annotation file (%s) %s does not exist: check the path" % (option, path)) from None
-    except OSError as error:
-        raise UserError("annotation file (%s) %s cannot be read (%s): check the path and its permissions"
-                        % (option, path, error.strerror)) from None
+    with open_input(path, "annotation file (%s)" % option) as handle:
+        beginning = handle.read(4096).decode("utf-8-sig", "replace").lstrip()
     return beginning[:1] in "{[" or "," not in beginning.partition("\n")[0]
 
 
@@ -140,14 +135,9 @@ def read_video_list(path: str) -> List[ListedVideo]:
 def _read_csv(path, option) -> Tuple[List[str], List[dict]]:
     """(column names, rows) of a CSV file."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:      # Excel writes a byte order mark
+        with open_text(path, option) as handle:
             rows = csv.DictReader(handle)
             return list(rows.fieldnames or ()), list(rows)
-    except FileNotFoundError:
-        raise UserError("%s %s does not exist: check the path" % (option, path)) from None
-    except OSError as error:
-        raise UserError("%s %s cannot be read (%s): check the path and its permissions"
-                        % (option, path, error.strerror)) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("%s %s is not a CSV text file (%s): give another file" % (option, path, error)) from None
 
@@ -159,11 +149,10 @@ def read_blocked(path: str) -> List[str]:
         UserError: the file is missing or unreadable, or a JSON file holds anything but names.
     """
     try:
-        with open(path, encoding="utf-8-sig") as handle:
-            text = handle.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("--blocked %s cannot be read as text (%s): give a file with the name of a video on each line, "
-                        "or a JSON list of names" % (path, getattr(error, "strerror", None) or error)) from None
+        text = read_bytes(path, "--blocked").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError("--blocked %s is no text (%s): give a file with the name of a video on each line, or a JSON "
+                        "list of names" % (path, error)) from None
     if text.lstrip()[:1] in ("[", "{", '"'):
         names = read_json(path, "--blocked")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

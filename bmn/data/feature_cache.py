@@ -64,7 +64,7 @@ def _paths(opt, source):
     path = os.path.abspath(source.path)
     ending = ".%s%s" % (opt["feature_cache_dtype"], ENDING)
     # Another folder may hold the files of several data sets, which are all called csv_mean_100.
-    elsewhere = "%s-%s%s" % (os.path.basename(path), hashlib.sha1(path.encode()).hexdigest()[:8], ending)
+    elsewhere = "%s-%s%s" % (os.path.basename(path), hashlib.sha1(os.fsencode(path)).hexdigest()[:8], ending)
     if opt["feature_cache"] != "auto":
         return [os.path.join(opt["feature_cache"], elsewhere)]
     beside = os.path.join(os.path.abspath(opt["data_path"]), os.path.basename(path) + ending)

@@ -1,18 +1,23 @@
-"""Reading and writing one feature file, and checking that its table of numbers has the T and C of the options."""
+"""Reading and writing one CSV file of features, and checking that a table has the T and C of the options."""
 import io
-import zipfile
-from typing import List
+from typing import List, Optional
 
 import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import replacing
+from bmn.inputs import open_input, read_bytes
 
-EXTENSIONS = (".csv", ".npy", ".npz")       # the best first, where a video has several files
+GROUPS = 4                          # into which the network's first layer splits the features (models.py)
+UNNAMED = (b"", b"Unnamed: 0")      # what pandas calls the column of its index
 
 
 def read_csv(path: str) -> np.ndarray:
-    """The numbers of a CSV file below its header line: float64 [rows, columns].
+    """The numbers of a CSV file: float64 [rows, columns].
+
+    A first line of numbers is a row; any other is a header, also the whole numbers 0, 1, 2, ..., C - 1, with which
+    pandas names columns. A first column that the header does not name, and that counts 0, 1, 2, ..., is the index that
+    pandas writes: it is left out.
 
     Raises:
         UserError: the file is unreadable, has no rows, has rows of different lengths, or holds something else than
@@ -20,28 +25,51 @@ def read_csv(path: str) -> np.ndarray:
     """
     import pandas as pd  # not above, because it takes half a second, and who reads packed features needs none
 
-    try:
-        with open(path, "rb") as handle:
-            header, _, body = handle.read().partition(b"\n")
-    except OSError as error:
-        raise UserError("feature file %s cannot be read (%s): check the path and its permissions"
-                        % (path, error.strerror)) from None
-    columns = header.count(b",") + 1
-    body = body.rstrip()
+    content = read_bytes(path, "feature file")
+    header, body, first = _split(content)
+    columns = (header if header is not None else body.split(b"\n", 1)[0]).count(b",") + 1
     lines = body.split(b"\n")
     if not body:
-        raise UserError("feature file %s has no rows of numbers below its header line: make or unpack it again" % path)
-    for number, line in enumerate(lines, 2):
+        raise UserError("feature file %s has no rows of numbers%s: make or unpack it again"
+                        % (path, " below its header line" if header is not None else ""))
+    for number, line in enumerate(lines, first):
         if line.count(b",") != columns - 1:
-            raise UserError("feature file %s has %d columns in line %d and %d in its header line: make or unpack it "
-                            "again" % (path, line.count(b",") + 1, number, columns))
+            raise UserError("feature file %s has %d columns in line %d and %d in its %s line: make or unpack it again"
+                            % (path, line.count(b",") + 1, number, columns, "first" if header is None else "header"))
     try:        # as one long column, because pandas then reads the same numbers twice as fast
         values = pd.read_csv(io.BytesIO(body.replace(b",", b"\n")), header=None, dtype=np.float64, engine="c",
                              na_filter=False, low_memory=False).values
-        return values.reshape(len(lines), columns)
+        table = values.reshape(len(lines), columns)
     except ValueError:      # something is wrong, so look at every cell
-        return np.array([[_number(cell, path, number, column) for column, cell in enumerate(line.split(b","), 1)]
-                         for number, line in enumerate(lines, 2)])
+        table = np.array([[_number(cell, path, number, column) for column, cell in enumerate(line.split(b","), 1)]
+                          for number, line in enumerate(lines, first)])
+    counts = columns > 1 and np.array_equal(table[:, 0], np.arange(len(table)))
+    if counts and header is not None and _is_unnamed(header):
+        return np.ascontiguousarray(table[:, 1:])
+    return table
+
+
+def _split(content):
+    """(header line or None, the lines of numbers, number of the first of them in the file)"""
+    content = content[3:] if content.startswith(b"\xef\xbb\xbf") else content       # Excel writes a byte order mark
+    line, _, rest = content.partition(b"\n")
+    cells = line.strip().split(b",")
+    if None in map(_value, cells) or cells == [b"%d" % column for column in range(len(cells))]:
+        return line, rest.rstrip(), 2
+    return None, content.rstrip(), 1
+
+
+def _is_unnamed(header):
+    return header.split(b",", 1)[0].strip().strip(b'"') in UNNAMED
+
+
+def index_column(path: str) -> bool:
+    """Whether the header line of a CSV file does not name its first column; False where it cannot be read."""
+    try:
+        with open_input(path, "feature file") as handle:
+            return _is_unnamed(handle.readline(1 << 20)) and b"," in handle.readline(1 << 20)
+    except UserError:
+        return False
 
 
 def write_csv(path: str, features: np.ndarray, digits: int = 12) -> None:
@@ -61,45 +89,19 @@ def write_csv(path: str, features: np.ndarray, digits: int = 12) -> None:
 
 
 def _number(cell, path, line, column):
-    try:
-        return float(cell)
-    except ValueError:
+    value = _value(cell)
+    if value is None:
         raise UserError("feature file %s has %r in line %d, column %d, but a number is needed: make or unpack it "
-                        "again" % (path, cell.decode("utf-8", "replace").strip()[:20], line, column)) from None
+                        "again" % (path, cell.decode("utf-8", "replace").strip()[:20], line, column))
+    return value
 
 
-def read_array(path: str) -> np.ndarray:
-    """The numbers of a NumPy file: [rows, columns]. An .npz file must hold a single array.
-
-    Raises:
-        UserError: the file is unreadable, holds more than one array, or does not hold a table of numbers.
-    """
-    where = "feature file " + path
+def _value(cell: bytes) -> Optional[float]:
+    """The number that C's strtod reads; None where it reads none. Python alone would take 1_0 for 10."""
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return numbers(content, where)
-        with content:
-            if len(content.files) != 1:
-                raise UserError("%s holds %d arrays (%s): make a file with a single array"
-                                % (where, len(content.files), few(content.files)))
-            return numbers(content[content.files[0]], where)
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError("%s is not a readable NumPy file (%s): make it again" % (where, error)) from None
-
-
-def numbers(array: np.ndarray, where: str) -> np.ndarray:
-    """``array`` itself, where it is a table of numbers; ``where`` names its file in error messages.
-
-    Raises:
-        UserError: it is no table, or does not hold numbers.
-    """
-    if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise UserError("%s holds an array of shape %s and type %s, but a table of T x C numbers is needed"
-                        % (where, array.shape, array.dtype))
-    return array
+        return None if b"_" in cell else float(cell)
+    except ValueError:
+        return None
 
 
 def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim: int, where: str) -> np.ndarray:
@@ -134,8 +136,22 @@ def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim
 
 def _remedy(shape, temporal_scale):
     if temporal_scale in shape:     # then the other number is C
-        return "give --feat_dim %d" % shape[1 - shape.index(temporal_scale)]
+        channels = shape[1 - shape.index(temporal_scale)]
+        if channels % GROUPS:
+            return ("tools/prepare_features.py fills its columns up with zeros to a multiple of %d; then give "
+                    "--feat_dim %d" % (GROUPS, filled_up(channels)))
+        return "give --feat_dim %d" % channels
     return "rescale it with tools/prepare_features.py, or give --temporal_scale %d" % shape[0]
+
+
+def filled_up(feat_dim: int) -> int:
+    """The next multiple of 4 from C on: the first layer of the network has 4 groups of features."""
+    return -(-feat_dim // GROUPS) * GROUPS
+
+
+def filled_columns(table: np.ndarray, feat_dim: int) -> np.ndarray:
+    """``table`` [rows, columns] with columns of zeros up to C: they add nothing to what the network computes."""
+    return np.pad(table, ((0, 0), (0, feat_dim - table.shape[1])), "constant")
 
 
 def few(names: List[str]) -> str:

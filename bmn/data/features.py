@@ -1,15 +1,20 @@
 """Feature sequences of videos: where they are, how they are read, and the check that none is missing."""
 import glob
 import os
+import re
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from bmn.data.array_files import ARRAY_EXTENSIONS, numbers, read_array
 from bmn.data.feature_cache import open_cache
-from bmn.data.feature_files import EXTENSIONS, few, fitted, numbers, read_array, read_csv
-from bmn.data.packed_features import PackedFeatures
+from bmn.data.feature_files import few, fitted, index_column, read_csv
+from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
+from bmn.inputs import check_input, check_size
 
+EXTENSIONS = (".csv", *ARRAY_EXTENSIONS)        # the best first, where a video has several files
+SUBSETS = ("train", "training", "val", "validation", "valid", "test", "testing")     # folders of subsets, in any case
 HDF5_EXTENSIONS = (".h5", ".hdf5")
 UNPACK = "zip -FF zip_csv_mean_100.zip --out csv_mean_100.zip && unzip csv_mean_100.zip"
 
@@ -41,6 +46,7 @@ def open_features(opt: dict, names: List[str], runtime: Any = None, log: Callabl
             log("--skip_missing: %d of %d videos have no features and are left out (%s)"
                 % (len(missing), len(names), few(missing)))
         if runtime is None or runtime.local_rank == 0:
+            say_how_files_are_read(source, names, log)
             features = _cached(opt, source, names, missing, log)
     except UserError as error:
         problem = str(error)
@@ -56,6 +62,14 @@ def _cached(opt, source, names, missing, log):
         return source
     missing = set(missing)
     return open_cache(opt, source, [name for name in names if name not in missing], log)
+
+
+def say_how_files_are_read(source: Any, names: List[str], log: Callable[[str], None]) -> None:
+    """Log once, from the first of ``names`` that ``source`` has, what the reader does with such files."""
+    first = next((name for name in names if name in source), None)
+    line = source.remark(first) if first is not None and hasattr(source, "remark") else None
+    if line:
+        log(line)
 
 
 def _agreed(runtime, problem, missing):
@@ -77,11 +91,48 @@ def check_features(opt: dict, names: List[str], source: Any) -> List[str]:
     """
     missing = [name for name in names if name not in source]
     if missing and (not opt["skip_missing"] or len(missing) == len(names)):
-        raise UserError("%d of %d videos have no features in %s (%s)%s: put them there (to unpack ActivityNet's "
-                        "published archive: %s)%s"
-                        % (len(missing), len(names), source.path, few(missing), _another_scale(opt), UNPACK,
+        raise UserError("%d of %d videos have no features in %s (%s): %s%s"
+                        % (len(missing), len(names), source.path, few(missing), remedy_for(opt, missing, source),
                            ", or go on without them with --skip_missing" if len(missing) < len(names) else ""))
     return missing
+
+
+def remedy_for(opt: dict, missing: List[str], source: Any) -> str:
+    """What is in the place of missing features, and what to do; the end of a sentence.
+
+    Args:
+        opt: dict; data_path and temporal_scale are read.
+        missing: names of videos without features.
+        source: what :func:`open_source` returned.
+    """
+    if source.names():
+        there = "it has those of %d videos (%s)" % (len(source.names()), few(sorted(source.names())))
+        what = "names must be those of --video_info, with or without v_"
+    else:
+        there, what = _holds(source.path), "a folder must hold a file for each video, %s" % ", ".join(EXTENSIONS)
+    another = _another_scale(opt)
+    if another:
+        return "%s; %s: give the --temporal_scale of the features" % (there, another)
+    if opt["temporal_scale"] == 100 and re.match(r"^v_[\w-]{11}$", missing[0]):
+        what += "; to unpack ActivityNet's published archive: " + UNPACK
+    return "%s: %s" % (there, what)
+
+
+def _holds(path):
+    """What is in a folder without features: kinds and numbers of files, sub-folders."""
+    if not os.path.isdir(path):
+        return "it is empty"
+    kinds, folders = {}, []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                folders.append(entry.name)
+            else:
+                kinds.setdefault(os.path.splitext(entry.name)[1] or "without an ending", []).append(entry.name)
+    found = ["%d files %s (%s)" % (len(names), kind, few(sorted(names))) for kind, names in sorted(kinds.items())]
+    if folders:
+        found.append("the folders %s" % few(sorted(folders)))
+    return "it holds " + ", ".join(found) if found else "it is empty"
 
 
 def _another_scale(opt):
@@ -89,7 +140,7 @@ def _another_scale(opt):
     wanted = "csv_mean_%d" % opt["temporal_scale"]
     there = filter(os.path.isdir, glob.glob(os.path.join(glob.escape(opt["data_path"]), "csv_mean_*")))
     there = sorted(map(os.path.basename, there))
-    return "" if wanted in there or not there else "; there is %s, but --temporal_scale %d looks for %s" % (
+    return "" if wanted in there or not there else "there is %s, but --temporal_scale %d looks for %s" % (
         " and ".join(there), opt["temporal_scale"], wanted)
 
 
@@ -103,7 +154,8 @@ def open_source(opt: dict) -> Any:
         UserError: ``data_path`` does not exist, or is a file of another kind.
     """
     path, scale, dim = opt["data_path"], opt["temporal_scale"], opt["feat_dim"]
-    if os.path.isfile(path):
+    if os.path.exists(path) and not os.path.isdir(path):
+        check_input(path, "--data_path")
         if path.endswith(HDF5_EXTENSIONS):
             return Hdf5Features(path, scale, dim)
         return PackedFeatures(path, scale, dim)
@@ -115,7 +167,7 @@ def open_source(opt: dict) -> Any:
 
 
 class FolderFeatures:
-    """A folder with one file for each video: <video>.csv, .npy or .npz.
+    """A folder with one file for each video: <video>.csv, .npy, .npz, .pt or .pkl, there or in folders of subsets.
 
     Args:
         path: the folder.
@@ -131,22 +183,32 @@ class FolderFeatures:
         """{video: file name}. The folder is listed at the first call.
 
         Raises:
-            UserError: the folder cannot be read.
+            UserError: the folder cannot be read, or two folders of subsets have the same video.
         """
         if self._files is None:
             try:
-                with os.scandir(self.path) as entries:
-                    files = [os.path.splitext(entry.name) for entry in entries if entry.name.endswith(EXTENSIONS)
-                             and not entry.name.startswith(".") and not entry.is_dir()]     # macOS makes ._v_a.csv
+                files, folders = self._listed("")
+                self._files = _best(files)
+                for folder in folders:
+                    for name, file in _best(self._listed(folder)[0]).items():
+                        if self._files.setdefault(name, file) != file:
+                            raise UserError("feature folder %s has video %s twice, as %s and %s: remove one"
+                                            % (self.path, name, self._files[name], file))
             except OSError as error:
                 raise UserError("feature folder %s cannot be read (%s): check the path and its permissions"
                                 % (self.path, error.strerror)) from None
-            files.sort(key=lambda file: EXTENSIONS.index(file[1]), reverse=True)    # the preferred one comes last
-            self._files = {name: name + extension for name, extension in files}
         return self._files
 
+    def _listed(self, folder):
+        """(names of the feature files, names of folders of subsets) in ``folder`` of the path."""
+        with os.scandir(os.path.join(self.path, folder)) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]          # macOS makes ._v_a.csv
+        files = [os.path.join(folder, entry.name) for entry in entries if entry.name.endswith(EXTENSIONS)
+                 and not entry.is_dir()]
+        return files, sorted(entry.name for entry in entries if entry.is_dir() and entry.name.lower() in SUBSETS)
+
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return stored_name(name, self.names(), self.path) is not None
 
     def stamp(self, name: str) -> List[int]:
         """[size, time of change in ns] of the file of a video; UserError where it cannot be read."""
@@ -165,10 +227,25 @@ class FolderFeatures:
         """float32 [C, T] of a video; UserError where its file cannot be used."""
         return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "feature file " + self._path(name))
 
+    def remark(self, name: str) -> Optional[str]:
+        """What a user should know of how the file of a video is read, in a line; None where there is nothing."""
+        path = self._path(name)
+        if path.endswith(".csv") and index_column(path):
+            return ("the first column of %s has no name: in each such file it is taken for an index and left out, if "
+                    "it counts 0, 1, 2, ..." % path)
+        return None
+
     def _path(self, name):
-        if name not in self.names():
+        stored = stored_name(name, self.names(), self.path)
+        if stored is None:
             raise UserError("video %s has no features in %s: put %s.csv there" % (name, self.path, name))
-        return os.path.join(self.path, self.names()[name])
+        return os.path.join(self.path, self.names()[stored])
+
+
+def _best(files):
+    """{video: file}, the file of the preferred kind where a video has several."""
+    files = sorted((os.path.splitext(file) for file in files), key=lambda file: EXTENSIONS.index(file[1]), reverse=True)
+    return {os.path.basename(stem): stem + extension for stem, extension in files}
 
 
 class Hdf5Features:
@@ -189,11 +266,17 @@ class Hdf5Features:
     def names(self) -> Dict[str, str]:
         """{video: its name in the file}; UserError where the file cannot be read, or h5py is not installed."""
         if self._names is None:
-            self._names = {name: name for name in self._open()}
+            try:
+                self._names = {name: name for name in self._open()}
+            except (RuntimeError, OSError, ValueError, KeyError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError("feature file %s is not a readable HDF5 file (%s): write it again"
+                                % (self.path, _short(error))) from None
         return self._names
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return stored_name(name, self.names(), self.path) is not None
 
     def stamp(self, name: str) -> List[int]:
         """[size, time of change in ns] of the whole file; UserError where it cannot be read."""
@@ -207,16 +290,37 @@ class Hdf5Features:
         """
         where = "%s: %s" % (self.path, name)
         try:
-            found = self._open()[name]
-            if hasattr(found, "keys"):
-                inner = list(found.values())
-                if len(inner) != 1 or hasattr(inner[0], "keys"):
-                    raise UserError("%s is a group of %d (%s), but it must hold a single data set of T x C numbers"
-                                    % (where, len(inner), few(list(found))))
-                found = inner[0]
+            found = self._data_set(self._open(), stored_name(name, self.names(), self.path) or name, where)
+            check_size(found.size * found.dtype.itemsize, where)
             return numbers(found[()], where), False
-        except (KeyError, OSError, AttributeError, TypeError) as error:     # a type or a link, and not a data set
-            raise UserError("%s cannot be read (%s): write the file again" % (where, error)) from None
+        except UserError:
+            raise
+        except Exception as error:      # a type, a link that leads nowhere, damaged bytes: h5py raises any exception
+            raise UserError("%s cannot be read (%s): write the file again" % (where, _short(error))) from None
+
+    def _data_set(self, group, name, where):
+        """The data set of a video: itself, or the only one in its group. No link leads to another file."""
+        import h5py
+        found = self._inside(group, name, where)
+        if isinstance(found, h5py.Group):
+            inner = list(found)
+            single = self._inside(found, inner[0], where) if len(inner) == 1 else found
+            if isinstance(single, h5py.Group):
+                raise UserError("%s is a group of %d (%s), but it must hold a single data set of T x C numbers"
+                                % (where, len(inner), few(inner)))
+            found = single
+        if not isinstance(found, h5py.Dataset):
+            raise UserError("%s is a %s, but a data set of T x C numbers is needed" % (where, type(found).__name__))
+        if found.is_virtual or found.external:
+            raise UserError("%s has its numbers in another file: copy them into one file" % where)
+        return found
+
+    @staticmethod
+    def _inside(group, name, where):
+        import h5py
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            raise UserError("%s is a link to another file: copy the numbers into one file" % where)
+        return group[name]
 
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its data set cannot be used."""
@@ -226,14 +330,23 @@ class Hdf5Features:
         if self._owner != os.getpid():      # an HDF5 handle does not survive a fork
             try:
                 import h5py
-            except ImportError:
-                raise UserError("feature file %s is an HDF5 file: install h5py to read it" % self.path) from None
+            except ImportError as error:
+                raise UserError("feature file %s is an HDF5 file: install h5py to read it (%s)"
+                                % (self.path, error)) from None
+            check_input(self.path, "feature file")
             try:
                 self._file, self._owner = h5py.File(self.path, "r"), os.getpid()
-            except OSError as error:
-                raise UserError("feature file %s is not a readable HDF5 file (%s): write it again"
-                                % (self.path, error)) from None
+            except Exception as error:
+                locked = "lock" in str(error) or "already open" in str(error)
+                raise UserError("feature file %s %s" % (self.path, (
+                    "is open in another process, which may be writing it: wait until that has ended, or set "
+                    "HDF5_USE_FILE_LOCKING=FALSE if nothing writes it (%s)" if locked else
+                    "is not a readable HDF5 file (%s): write it again") % _short(error))) from None
         return self._file
+
+
+def _short(error):
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _stamp(path):

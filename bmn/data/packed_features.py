@@ -10,11 +10,12 @@ The layout of safetensors, which others read with ``safetensors.safe_open(path, 
 import json
 import mmap
 import os
-from typing import Dict, Iterable, List, Tuple
+from typing import Container, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
 from bmn.errors import UserError
+from bmn.inputs import open_input
 
 ALIGNMENT = 4096
 RENEW = 256                 # reads after which the file is mapped again, so that pages stop counting as our memory
@@ -48,10 +49,24 @@ def video_bytes(temporal_scale: int, feat_dim: int, dtype: str) -> int:
 def is_of_version_1(path: str) -> bool:
     """Whether this is a packed file as version 1.0 of this program wrote it."""
     try:
-        with open(path, "rb") as handle:
+        with open_input(path, "packed features") as handle:
             return handle.read(len(_VERSION_1)) == _VERSION_1
-    except OSError:
+    except UserError:
         return False
+
+
+def stored_name(name: str, names: Container, where: str) -> Optional[str]:
+    """The name under which a video is stored among ``names``: its own, or that with or without v_; None: not there.
+
+    Raises:
+        UserError: both are there, and it is unknown which to take.
+    """
+    twin = name[2:] if name.startswith("v_") else "v_" + name
+    if twin not in names:
+        return name if name in names else None
+    if name in names:
+        raise UserError("%s has features of %s and of %s, which are the same video: remove one" % (where, name, twin))
+    return twin
 
 
 class PackedFeatures:
@@ -72,21 +87,18 @@ class PackedFeatures:
     def __init__(self, path: str, temporal_scale: int, feat_dim: int):
         self.path, self.temporal_scale, self.feat_dim = path, temporal_scale, feat_dim
         self._map, self._reads = None, 0
-        try:
+        with open_input(path, "packed features") as handle:
             # Kept open: whoever replaces the file leaves us the old one.
-            self._file = open(path, "rb")  # noqa: SIM115
+            self._file = os.fdopen(os.dup(handle.fileno()), "rb")
             size = os.fstat(self._file.fileno()).st_size
             header = self._header(size)
-        except OSError as error:
-            raise UserError("packed features %s cannot be read (%s): check the path and its permissions"
-                            % (path, error.strerror)) from None
         self._start = self._file.tell()
         try:
             self.sources = dict(json.loads(header.pop("__metadata__", {}).get("sources", "{}")))
             self.dtype, self._index = self._videos(header)
         except UserError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise self._damaged() from None
         wanted = self._start + len(self._index) * video_bytes(temporal_scale, feat_dim, self.dtype)
         if size != wanted:
@@ -102,7 +114,7 @@ class PackedFeatures:
             raise UserError("%s is no packed feature file (safetensors), or is truncated: check the path" % self.path)
         try:
             header = json.loads(self._file.read(length).decode("utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._damaged() from None
         if not isinstance(header, dict):
             raise self._damaged()
@@ -119,11 +131,15 @@ class PackedFeatures:
                                 "--temporal_scale %d (C x T): give those, or other features"
                                 % (self.path, tensor["shape"], name, self.feat_dim, self.temporal_scale))
             begin, end = tensor["data_offsets"]
+            if type(begin) is not int or type(end) is not int:
+                raise ValueError("no whole numbers")
             if tensor["dtype"] != _DTYPES[dtype] or begin % size or end != begin + size:
                 raise ValueError("a gap, or another type")
             index[name] = begin // size
         if sorted(index.values()) != list(range(len(index))):
             raise ValueError("a gap")
+        if self.sources and self.sources.keys() != index.keys():
+            raise ValueError("names of other sources")
         return dtype, index
 
     def _damaged(self):
@@ -134,7 +150,7 @@ class PackedFeatures:
         return PackedFeatures, (self.path, self.temporal_scale, self.feat_dim)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._index
+        return stored_name(name, self._index, self.path) is not None
 
     def names(self) -> Iterable[str]:
         """The videos, in the order of the file."""
@@ -151,7 +167,7 @@ class PackedFeatures:
             shape = len(self._index), self.feat_dim, self.temporal_scale
             self._map, self._reads = np.ndarray(shape, np.dtype(self.dtype).newbyteorder("<"), content, self._start), 0
         self._reads += 1
-        try:
-            return self._map[self._index[name]].astype(np.float32)
-        except KeyError:
-            raise UserError("video %s is not in %s: give features that have it" % (name, self.path)) from None
+        stored = stored_name(name, self._index, self.path)
+        if stored is None:
+            raise UserError("video %s is not in %s: give features that have it" % (name, self.path))
+        return self._map[self._index[stored]].astype(np.float32)

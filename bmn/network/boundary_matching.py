@@ -5,71 +5,20 @@ million at the defaults), and contracts channels and samples with a Conv3d. Both
 
     out[o, p] = sum_{n,t} W[t, n, p] * Y[t, n, o],    Y[t, n, o] = sum_c V[o, c, n] * x[c, t]
 
-where p counts the P = T(T+1)/2 proposals s <= e row by row, W are the sampling weights and V is the Conv3d's weight.
+where p counts the P = T(T+1)/2 proposals s <= e row by row, W are the sampling weights (bmn/sampling.py) and V is the
+Conv3d's weight.
 Y, the table, is one small matrix product; the rest is a product with W, of which 3 % is not zero. The map never exists.
 """
 import functools
-from typing import Any, Callable, Tuple
+from typing import Any, Callable
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bmn.errors import UserError
+from bmn.sampling import proposals, sampling_weights
 
-CHUNK = 4096                # proposals whose points are computed at once: what they need stays in the cache
 DENSE_AT_MOST = 2 ** 27     # weights; 2 ** 24 at the defaults, 2 ** 30 at T = 400
-
-
-def sampling_weights(tscale: int, num_sample: int, num_sample_perbin: int, ratio: float) -> Tuple[np.ndarray, ...]:
-    """The sampling weights that are not zero, sorted by (proposal, n, t).
-
-    A proposal (s, e) covers [s, e + 1], widened by ``ratio`` times e - s + 2 on either side. N * K points are spread
-    evenly over that, and each of the N samples is the mean of K neighbouring points. A point between two positions
-    takes from both, by linear interpolation; what falls outside 0..T-1 counts nothing.
-
-    Args:
-        tscale: T, positions of the feature sequence.
-        num_sample: N, samples of a proposal.
-        num_sample_perbin: K, points averaged into a sample.
-        ratio: how far a proposal is widened, as a fraction of its length.
-
-    Returns:
-        (proposal, n, t, weight): three int64 arrays that say where each weight belongs, and float32 weights.
-
-    Raises:
-        UserError: N * K is 1, and a single point has no step to the next.
-    """
-    if num_sample * num_sample_perbin < 2:
-        raise UserError("--num_sample 1 with --num_sample_perbin 1 leaves a single point to sample: raise one of them")
-    start, end = np.triu_indices(tscale)
-    parts = [_keys_and_weights(start[i:i + CHUNK], end[i:i + CHUNK], tscale, num_sample, num_sample_perbin, ratio)
-             for i in range(0, len(start), CHUNK)]
-    key = np.concatenate([key + i * CHUNK * num_sample * tscale for i, (key, _) in enumerate(parts)])
-    sample, t = np.divmod(key, tscale)
-    proposal, n = np.divmod(sample, num_sample)
-    return proposal, n, t, np.concatenate([weight for _, weight in parts])
-
-
-def _keys_and_weights(start, end, tscale, num_sample, num_sample_perbin, ratio):
-    """For the proposals [p] given: (proposal * N + n) * T + t of each weight, ascending, and the weights."""
-    points = num_sample * num_sample_perbin
-    margin = (end + 1.0 - start + 1.0) * ratio
-    low, high = start - margin, end + 1.0 + margin
-    # The step first, then multiples of it: rounding decides some weights of about 1e-15, which count.
-    point = low[:, None] + ((high - low) / (points - 1.0))[:, None] * np.arange(points)     # [p, N*K]
-    fraction, below = np.modf(point)        # signed: a point in (-1, 0) gives its whole weight to position 0
-    t = np.stack([below, np.ceil(point)], -1).astype(np.int64)                              # [p, N*K, 2]
-    weight = np.stack([1 - fraction, fraction], -1)
-    sample = np.repeat(np.arange(len(start) * num_sample), 2 * num_sample_perbin).reshape(t.shape)
-    inside = (t >= 0) & (t < tscale)
-    key, weight = (sample * tscale + t)[inside], weight[inside]
-    # Weights of one position in one sample are added in the order of the points, in float64, and rounded once.
-    order = np.argsort(key, kind="stable")
-    key, weight = key[order], weight[order]
-    first = np.concatenate([[True], key[1:] != key[:-1]])
-    total = (1.0 / num_sample_perbin * np.bincount(np.cumsum(first) - 1, weight)).astype(np.float32)
-    return key[first][total != 0], total[total != 0]
 
 
 class BoundaryMatching:
@@ -81,13 +30,15 @@ class BoundaryMatching:
     Args:
         tscale, num_sample, num_sample_perbin, ratio: as in :func:`sampling_weights`.
         contraction: "bags", "dense", or "auto": what :meth:`uses_bags` finds best.
+        layout, max_duration: as in :func:`sampling_weights`.
     """
 
-    def __init__(self, tscale: int, num_sample: int, num_sample_perbin: int, ratio: float, contraction: str = "auto"):
-        self.options = tscale, num_sample, num_sample_perbin, ratio, contraction
+    def __init__(self, tscale: int, num_sample: int, num_sample_perbin: int, ratio: float, contraction: str = "auto",
+                 layout: str = "reference", max_duration: int = 0):
+        self.options = tscale, num_sample, num_sample_perbin, ratio, contraction, layout, max_duration
         self.contraction = contraction
-        self.rows, self.proposals = tscale * num_sample, tscale * (tscale + 1) // 2
-        proposal, n, t, weight = sampling_weights(tscale, num_sample, num_sample_perbin, ratio)
+        self.rows, self.proposals = tscale * num_sample, len(proposals(tscale, max_duration)[0])
+        proposal, n, t, weight = sampling_weights(tscale, num_sample, num_sample_perbin, ratio, layout, max_duration)
         self.cell = torch.from_numpy(proposal * self.rows + t * num_sample + n)     # in W as [P, T*N], ascending in p
         self.weight = torch.from_numpy(weight)
         self._constants = DeviceConstants()

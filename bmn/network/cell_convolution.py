@@ -15,68 +15,103 @@ the border. The others are still equal. So only the proposals and this fringe ar
 instead of T * T, which makes a training step 30 % shorter (docs/performance.md). They are kept as rows of a matrix. A
 convolution first puts the rows of three cells above each other side by side (three times the numbers, where im2col
 needs nine times), and is then a one-dimensional one along rows of cells, at the speed of the library's own.
+
+A map of durations, [duration, start], is the same with its proposals above the other diagonal. Its rows may end early,
+where proposals have a longest duration.
 """
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from bmn.layouts import LAYOUTS, map_cell
 from bmn.network.boundary_matching import DeviceConstants, exporting
+from bmn.sampling import proposals
 
 
 class WholeMap:
-    """Puts rows of proposals into their cells of a T x T map."""
+    """Puts rows of proposals into their cells of the map, and takes what comes out of it in the order [start, end].
 
-    def __init__(self, tscale: int):
-        self.tscale, self._constants = tscale, DeviceConstants()
-        self.source = torch.from_numpy(_proposal_rows(tscale).ravel())
-        below = self.source == tscale * (tscale + 1) // 2
+    Args:
+        tscale: T.
+        layout: a name in LAYOUTS.
+        max_duration: D, the longest proposal in positions; 0: T.
+
+    Attributes:
+        is_proposal: float32 [T, T], 1 at the pairs [start, end] that are proposals, else 0.
+    """
+
+    def __init__(self, tscale: int, layout: str = "reference", max_duration: int = 0):
+        self.options, self._constants = (tscale, layout, max_duration), DeviceConstants()
+        source = _proposal_rows(*self.options)
+        self.shape = source.shape
+        self.source = torch.from_numpy(source.ravel())
+        below = self.source == len(proposals(tscale, max_duration)[0])
         self.row = self.source.clone()
         self.row[below] += torch.arange(int(below.sum()))
+        self.cell = torch.from_numpy(_cells_by_pair(*self.options)) if LAYOUTS[layout].duration_first else None
+        self.is_proposal = torch.zeros(tscale, tscale)
+        self.is_proposal[proposals(tscale, max_duration)] = 1
 
     def __reduce__(self):
-        return type(self), (self.tscale,)
+        return type(self), self.options         # copied and pickled as its options, and built again
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """[B, P + 1, C], the last row that of the cells with start > end -> [B, C, T, T], channels last."""
+        """[B, P + 1, C], the last row that of the cells without a proposal -> [B, C, map], channels last."""
         if exporting():         # fewer kinds of operators: a converter must know them all
             cells = rows.index_select(1, self.source.to(rows.device))
         else:
             row = self._constants("row", rows.device, None, lambda device, dtype: self.row.to(device))
             # Each of these cells gets a row of its own: the gradient sums over them without collisions in memory.
-            below = rows[:, -1:].expand(-1, self.tscale ** 2 - rows.shape[1] + 1, -1)
+            below = rows[:, -1:].expand(-1, len(self.source) - rows.shape[1] + 1, -1)
             cells = torch.cat([rows[:, :-1], below], 1).index_select(1, row)
-        return cells.view(-1, self.tscale, self.tscale, rows.shape[2]).permute(0, 3, 1, 2)
+        return cells.view(-1, *self.shape, rows.shape[2]).permute(0, 3, 1, 2)
+
+    def by_pair(self, cells: torch.Tensor) -> torch.Tensor:
+        """[B, 2, map] -> [B, 2, T, T] in the order [start, end]."""
+        if self.cell is None:
+            return cells
+        cell = self._constants("cell", cells.device, None, lambda device, dtype: self.cell.to(device))
+        return cells.flatten(2).index_select(2, cell).view(-1, 2, self.shape[1], self.shape[1])
 
 
 class CellConvolutions:
-    """Which cells of the T x T map the two 3x3 convolutions compute, and from which rows.
+    """Which cells of the map the two 3x3 convolutions compute, and from which rows.
 
     Args:
         tscale: T.
-        valid_only: only cells with start <= end are wanted.
+        valid_only: only cells that are proposals are wanted.
+        layout: a name in LAYOUTS.
+        max_duration: D, the longest proposal in positions; 0: T.
 
     Attributes:
         first, second: the convolutions: (rows, weight, bias) -> rows.
-        row: int64 [T*T], the row after ``second`` that belongs to each cell of the map.
+        row: int64 [T*T], the row after ``second`` that belongs to each pair [start, end].
     """
 
-    def __init__(self, tscale: int, valid_only: bool):
-        self.options = tscale, valid_only
-        start, end = np.indices((tscale, tscale))
-        source = _proposal_rows(tscale)
+    def __init__(self, tscale: int, valid_only: bool, layout: str = "reference", max_duration: int = 0):
+        self.options = tscale, valid_only, layout, max_duration
+        source = _proposal_rows(tscale, layout, max_duration)
+        no_proposal = len(proposals(tscale, max_duration)[0])
+        line, column = np.indices(source.shape)
         if valid_only:
-            wanted = start <= end
-            equal_cell = start, end
+            wanted = source < no_proposal
+            equal_cell = line, column
         else:
-            # Two convolutions reach four diagonals below the main one, and two cells in from the border. Below that
-            # a cell equals the one in the corner with the same distance, up to 2, from the last row and first column.
-            wanted = (start <= end + 4) | ((start >= tscale - 3) & (end < 3))
-            equal_cell = tuple(np.where(start <= end + 4, [start, end],
-                                        [np.maximum(start, tscale - 3), np.minimum(end, 2)]))
-        self.first = _CellConvolution(_neighbourhood(wanted), source, tscale * (tscale + 1) // 2 + 1)
+            # Two convolutions reach four diagonals beyond the proposals, and two cells in from the border. Further out
+            # a cell equals the one in the corner with the same distance, up to 2, from the last row and the border.
+            if LAYOUTS[layout].duration_first:
+                beyond, corner_column, in_corner = line + column - tscale + 1, np.maximum(column, tscale - 3), (
+                    column >= tscale - 3)
+            else:
+                beyond, corner_column, in_corner = line - column, np.minimum(column, 2), column < 3
+            corner_line = np.maximum(line, len(source) - 3)
+            wanted = (beyond <= 4) | ((line == corner_line) & in_corner)
+            equal_cell = tuple(np.where(beyond <= 4, [line, column], [corner_line, corner_column]))
+        self.first = _CellConvolution(_neighbourhood(wanted), source, no_proposal + 1)
         self.second = _CellConvolution(wanted, self.first.row, self.first.rows)
         # Cells that are not wanted get row 0; models.py sets them to 0 afterwards.
-        self.row = torch.from_numpy(np.maximum(self.second.row[equal_cell], 0).ravel())
+        row = np.maximum(self.second.row[equal_cell], 0).ravel()
+        self.row = torch.from_numpy(row[_cells_by_pair(tscale, layout, max_duration)])
 
     def __reduce__(self):
         return type(self), self.options         # copied and pickled as its options, and built again
@@ -89,22 +124,22 @@ class _CellConvolution:
     one-dimensional convolution does not mix neighbouring runs.
 
     Args:
-        wanted: bool [T, T], the cells to compute.
-        source: int [T, T], the row of the previous layer that belongs to each cell.
+        wanted: bool, the map of cells to compute.
+        source: int, the map of rows of the previous layer that belong to its cells.
         sources: number of those rows.
     """
 
     def __init__(self, wanted, source, sources):
-        tscale = len(wanted)
-        start, end = _runs(wanted)
-        own = (end >= 0) & (end < tscale)
-        own[own] = wanted[start[own], end[own]]
-        self.rows, self.row = len(start), np.full((tscale, tscale), -1)     # -1: not computed
-        self.row[start[own], end[own]] = np.flatnonzero(own)
-        above = start[:, None] + (-1, 0, 1)                                 # [rows, 3], the kernel's three rows
-        inside = (above >= 0) & (above < tscale) & (end >= 0)[:, None] & (end < tscale)[:, None]
+        lines, columns = wanted.shape
+        line, column = _runs(wanted)
+        own = (column >= 0) & (column < columns)
+        own[own] = wanted[line[own], column[own]]
+        self.rows, self.row = len(line), np.full(wanted.shape, -1)          # -1: not computed
+        self.row[line[own], column[own]] = np.flatnonzero(own)
+        above = line[:, None] + (-1, 0, 1)                                  # [rows, 3], the kernel's three rows
+        inside = (above >= 0) & (above < lines) & (column >= 0)[:, None] & (column < columns)[:, None]
         source_row = np.zeros(above.shape, np.int64)
-        source_row[inside] = source[above[inside], np.broadcast_to(end[:, None], above.shape)[inside]]
+        source_row[inside] = source[above[inside], np.broadcast_to(column[:, None], above.shape)[inside]]
         inside, source_row = inside.ravel(), source_row.ravel()             # [rows * 3]
         self.source_row, self.outside = torch.from_numpy(source_row), torch.from_numpy(np.flatnonzero(~inside))
         # For the gradient: which of the rows * 3 columns each row of the previous layer went into, as bags.
@@ -153,11 +188,25 @@ def _rows(image):
     return image.permute(0, 2, 3, 1).reshape(image.shape[3], -1)
 
 
-def _proposal_rows(tscale):
-    """[T, T]: which row belongs to a cell; all cells with start > end have the last."""
-    row = np.full((tscale, tscale), tscale * (tscale + 1) // 2)
-    row[np.triu_indices(tscale)] = np.arange(tscale * (tscale + 1) // 2)
+def _proposal_rows(tscale, layout, max_duration):
+    """The map: which row belongs to a cell; all cells that are no proposal have the last."""
+    start, end = proposals(tscale, max_duration)
+    row = np.full((max_duration or tscale, tscale), len(start))
+    row[map_cell(layout, start, end)] = np.arange(len(start))
     return row
+
+
+def _cells_by_pair(tscale, layout, max_duration):
+    """int64 [T*T]: the cell of the flat map for each pair [start, end].
+
+    In a map of durations, the cells that are no proposal go to the pairs with start > end, each to one. A pair that
+    has no cell, because it is too long, gets cell 0.
+    """
+    start, end = np.indices((tscale, tscale))
+    if not LAYOUTS[layout].duration_first:
+        return (start * tscale + end).ravel()
+    duration = (end - start) % tscale
+    return np.where(duration < (max_duration or tscale), duration * tscale + start, 0).ravel()
 
 
 def _neighbourhood(wanted):
@@ -167,10 +216,10 @@ def _neighbourhood(wanted):
 
 
 def _runs(wanted):
-    """start, end of the wanted cells row by row, each run of neighbours with one more cell at either end."""
+    """line, column of the wanted cells row by row, each run of neighbours with one more cell at either end."""
     edges = np.diff(np.pad(wanted, ((0, 0), (1, 1)), "constant").astype(np.int8), axis=1)
-    start, first = np.nonzero(edges == 1)
+    line, first = np.nonzero(edges == 1)
     last = np.nonzero(edges == -1)[1]
     length = last - first + 2
     within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    return np.repeat(start, length), np.repeat(first - 1, length) + within
+    return np.repeat(line, length), np.repeat(first - 1, length) + within

@@ -13,14 +13,16 @@ import re
 import time
 import zipfile
 from collections import OrderedDict
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import torch
 
+from bmn import unpickling
 from bmn.errors import UserError
 from bmn.files import replacing
-from bmn.options import DEFAULTS, NETWORK_OPTIONS
-from bmn.training import unpickling
+from bmn.inputs import read_bytes
+from bmn.options import NETWORK_OPTIONS
+from bmn.training import others, recorded
 
 LAST = "BMN_checkpoint.pth.tar"
 
@@ -30,6 +32,7 @@ _SEAL_SIZE = len(_SEAL) + 64
 _OLD_FORMAT = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"      # PyTorch's magic number, in the first pickle
 _ABANDONED = 600        # seconds; an older temporary file was left by a run that was killed
 
+_MASKS = ("sample_mask", "bm_mask")     # constants of others, which follow from the options
 _OPTION_OF_TENSOR = {"x_1d_b.0.weight": "feat_dim", "x_3d_p.0.weight": "num_sample", "sample_mask": "temporal_scale"}
 
 
@@ -60,31 +63,66 @@ def write(path: str, content: Dict[str, Any]) -> None:
         handle.write(_seal(written))
 
 
-def read(path: str) -> Dict[str, Any]:
+def read(path: str, ema: bool = False) -> Dict[str, Any]:
     """Read a checkpoint of this network onto the CPU. No code in it is run.
 
+    Args:
+        path: the file.
+        ema: whether to take averaged (EMA) weights, which some programs store beside the others.
+
     Returns:
-        dict with "state_dict" ({name without ``module.``: tensor}), "epoch", "path", and whatever else the file holds.
+        dict with "state_dict" ({our name: tensor}), "epoch", "path", and whatever else the file holds. Where it
+        applies, "origin" (the program of others that wrote it), "averaged" (whether the averaged weights, which are
+        there, were taken) and "foreign" (names of the objects of other classes, which were left out).
 
     Raises:
-        UserError: the file is missing, unreadable, truncated or damaged, it holds more than tensors and plain values,
-            or it is not a checkpoint of this network.
+        UserError: the file is missing, unreadable, truncated or damaged, or it is not a checkpoint of this network.
     """
     content, sealed = _verified(path, _content(path))
-    state = _unpickled(path, content)
-    if isinstance(state, dict) and "state_dict" not in state:
-        state = {"state_dict": state}
-    tensors = state.get("state_dict") if isinstance(state, dict) else None
-    if not isinstance(tensors, dict) or not tensors or not all(map(_is_weight, tensors.items())):
+    loaded, foreign = _unpickled(path, content)
+    try:
+        tensors, state, has_averaged = others.find_network(loaded, ema)
+        if tensors is not None:
+            tensors = others.with_own_names(tensors)
+            if others.is_opentad(tensors):
+                tensors, state["origin"] = others.from_opentad(tensors), "opentad"
+            elif "bm_mask" in tensors or "meta" in state:
+                state["origin"] = "mmaction2"
+    except UserError as error:
+        raise UserError("checkpoint %s %s" % (path, error)) from None
+    if tensors is None and foreign:
+        raise UserError("checkpoint %s holds %s in the place of tensors: use another one, because reading such a file "
+                        "could run code" % (path, others.spelled(foreign)))
+    if tensors is None:
         raise UserError("%s is not a checkpoint of this network, because it holds neither 'state_dict' nor named "
                         "tensors of weights: give a .pth.tar file that a training wrote" % path)
     if state.get("format") == FORMAT and not sealed:
         raise _damaged(path, "its end is missing")
     if not isinstance(state.setdefault("epoch", 0), int):
-        raise _damaged(path, "its epoch is %r" % (state["epoch"],))
-    state["state_dict"] = OrderedDict((_own_name(name), tensor) for name, tensor in tensors.items())
-    state["path"] = path
+        raise _damaged(path, "its epoch is a %s and no number" % type(state["epoch"]).__name__)
+    if foreign:
+        state = {key: state[key] for key in ("epoch", "origin") if key in state}
+        state["foreign"] = foreign
+    if has_averaged:
+        state["averaged"] = bool(ema)
+    state["state_dict"], state["path"] = tensors, path
     return state
+
+
+def remarks(state: Dict[str, Any]) -> List[str]:
+    """What a user should know of a ``state`` that :func:`read` returned: a line for each thing."""
+    lines = []
+    if state.get("averaged") is not None:
+        lines.append("%s: the averaged (EMA) weights are taken" % state["path"] if state["averaged"] else
+                     "%s: the weights of the last step are taken; the file also has averaged (EMA) weights, often the "
+                     "better ones: --ema 1" % state["path"])
+    if "foreign" in state:
+        lines.append("%s holds objects of other programs beside the weights (%s); they are left out, and no code was "
+                     "run" % (state["path"], others.spelled(state["foreign"])))
+    if "sample_mask" in state["state_dict"] and recorded.told(state) is None:
+        lines.append("%s has sampling weights (sample_mask) of a rule that is not known here; they are not used"
+                     % state["path"])
+    return lines
 
 
 def put_network(state: Dict[str, Any], model: Any) -> None:
@@ -94,13 +132,13 @@ def put_network(state: Dict[str, Any], model: Any) -> None:
         UserError: the checkpoint is of another network, or holds numbers that are not finite; the tensor and, where it
             is known, the option are named.
     """
-    check_options(state, {name: getattr(model, name) for name in NETWORK_OPTIONS})
+    recorded.check_options(state, {name: getattr(model, name) for name in NETWORK_OPTIONS})
     found, wanted = state["state_dict"], model.state_dict()
     for what, names in (("lacks", [name for name in wanted if name not in found]),
-                        ("has the unknown", [name for name in found if name not in wanted and name != "sample_mask"])):
+                        ("has the unknown", [name for name in found if name not in wanted and name not in _MASKS])):
         if names:
-            raise UserError("checkpoint %s is of another network: it %s %s%s; give a checkpoint of this network" % (
-                state["path"], what, ", ".join(names[:3]), " and %d more" % (len(names) - 3) if names[3:] else ""))
+            raise UserError("checkpoint %s is of another network: it %s %s; give a checkpoint of this network"
+                            % (state["path"], what, others.spelled(names)))
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     if "sample_mask" in found:
         scale = model.temporal_scale
@@ -111,64 +149,12 @@ def put_network(state: Dict[str, Any], model: Any) -> None:
             raise UserError("checkpoint %s is of another network: %s is %s there and %s here%s" % (
                 state["path"], name, tuple(found[name].shape), shape,
                 "; give the --%s that it was trained with" % option if option else ""))
+    recorded.check_sampling(state, model)
     broken = [name for name in wanted if not torch.isfinite(found[name].float()).all()]
     if broken:
         raise UserError("checkpoint %s holds numbers that are not finite (in %s): use another one, because its "
                         "training failed" % (state["path"], broken[0]))
     model.load_state_dict(OrderedDict((name, found[name]) for name in wanted))
-
-
-def network_options(state: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, Any]:
-    """The options of the network in ``state``: from its tensors and options, else from ``given``, else the defaults.
-
-    Args:
-        state: what :func:`read` returned.
-        given: {option: value}; None means not given, and options that are not the network's are ignored.
-
-    Raises:
-        UserError: what is given contradicts the checkpoint.
-    """
-    tensors, options = state["state_dict"], state.get("options")
-    options = options if isinstance(options, dict) else {}
-    known = {name: options[name] for name in NETWORK_OPTIONS if isinstance(options.get(name), (int, float))}
-    if "x_1d_b.0.weight" in tensors:
-        known["feat_dim"] = 4 * tensors["x_1d_b.0.weight"].shape[1]         # 4 groups
-    if "x_3d_p.0.weight" in tensors:
-        known["num_sample"] = tensors["x_3d_p.0.weight"].shape[2]
-    if "sample_mask" in tensors:
-        known["temporal_scale"] = len(tensors["sample_mask"])
-    for name in NETWORK_OPTIONS:
-        if given.get(name) is not None and known.setdefault(name, given[name]) != given[name]:
-            raise UserError("--%s %s is given, but %s was made with %s: leave the option out"
-                            % (name, given[name], state["path"], known[name]))
-    return {name: known.get(name, DEFAULTS[name]) for name in NETWORK_OPTIONS}
-
-
-def check_options(state: Dict[str, Any], wanted: Dict[str, Any]) -> None:
-    """Compare the options that a checkpoint was made with, because the shapes of its tensors do not show all of them.
-
-    Args:
-        state: what :func:`read` returned; without "options" nothing is compared.
-        wanted: {option: value}.
-
-    Raises:
-        UserError: the checkpoint was made with another value of one of the options.
-    """
-    options = state.get("options")
-    for name, value in wanted.items():
-        if isinstance(options, dict) and options.get(name, value) != value:
-            raise UserError("checkpoint %s was made with --%s %s, but here it is %s: give the same value"
-                            % (state["path"], name, options[name], value))
-
-
-def _own_name(name):
-    return name[len("module."):] if name.startswith("module.") else name
-
-
-def _is_weight(item):
-    name, tensor = item
-    return (isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
-            and tensor.dtype.is_floating_point)
 
 
 def _plain(value):
@@ -187,19 +173,14 @@ def _plain(value):
 # Reading bytes from any source, which must not be trusted
 
 def _content(path):
-    try:
-        with open(path, "rb") as handle:
-            head = handle.read(32)
-            if not (head.startswith(b"PK\x03\x04") or _OLD_FORMAT in head):
-                # This also refuses PyTorch's oldest format, a tar file: reading it is not safe even with weights_only.
-                raise UserError("%s is %s: give a .pth.tar file that a training wrote"
-                                % (path, "not a PyTorch checkpoint" if head else "empty"))
-            return head + handle.read()
-    except FileNotFoundError:
-        raise UserError("checkpoint %s does not exist: check the path" % path) from None
-    except OSError as error:
-        raise UserError("checkpoint %s cannot be read (%s): check the path and its permissions"
-                        % (path, error.strerror)) from None
+    content = read_bytes(path, "checkpoint")
+    if not (content.startswith(b"PK\x03\x04") or _OLD_FORMAT in content[:32]):
+        # This also refuses PyTorch's oldest format, a tar file: reading it is not safe even with weights_only.
+        if others.is_paddle(content):
+            raise UserError("%s %s" % (path, others.PADDLE))
+        raise UserError("%s is %s: give a .pth.tar file that a training wrote"
+                        % (path, "not a PyTorch checkpoint" if content else "empty"))
+    return content
 
 
 def _seal(content):
@@ -215,8 +196,10 @@ def _verified(path, content):
     if content.startswith(b"PK"):       # PyTorch itself does not check the checksums in its files
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                damaged = archive.testzip()
                 names = archive.namelist()
+                if sum(member.file_size for member in archive.infolist()) > len(content):
+                    raise ValueError("it announces more bytes than it has")     # PyTorch compresses nothing
+                damaged = archive.testzip()
         except Exception as error:
             raise _damaged(path, first_line(error)) from None
         if damaged:
@@ -234,10 +217,6 @@ def _unpickled(path, content):
     try:
         return unpickling.load(content)
     except Exception as error:      # damaged bytes can end in any exception
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign:
-            raise UserError("checkpoint %s holds %s besides tensors and plain values: use another one, because reading "
-                            "such a file could run code" % (path, foreign.group(1))) from None
         raise _damaged(path, first_line(error)) from None
 
 

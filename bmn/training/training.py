@@ -4,7 +4,7 @@ from typing import Any, Optional
 import torch
 
 from bmn.errors import UserError
-from bmn.training import checkpoint
+from bmn.training import checkpoint, recorded
 
 # What a checkpoint holds beside the network, so that a run can go on; random_states is the caller's.
 _STATE_OF_A_RUN = ("optimizer", "scheduler", "precision", "best_loss", "options", "metrics", "random_states")
@@ -72,7 +72,7 @@ class Training:
                             "--finetune 1 --pth_path instead of --resume" % (state["path"], missing[0]))
         checkpoint.put_network(state, self.network)
         # PyTorch would silently take the values of the checkpoint.
-        checkpoint.check_options(state, {name: self.options[name] for name in _CANNOT_CHANGE})
+        recorded.check_options(state, {name: self.options[name] for name in _CANNOT_CHANGE})
         try:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])

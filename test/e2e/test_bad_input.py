@@ -106,6 +106,17 @@ def test_a_checkpoint_of_another_configuration_is_refused(own):
     assert not (own.folder / "output/result_proposal.json").exists()
 
 
+@pytest.mark.parametrize("path,words", [("data", "is a folder and not a file"), ("/dev/null", "is a device"),
+                                        ("pipe", "is a pipe"), ("nowhere", "does not exist")])
+def test_what_is_no_file_is_called_what_it_is(workshop, path, words):
+    os.mkfifo(str(workshop.folder / "pipe"))
+    for option, more in (("--pth_path", ()), ("--onnx", ()), ("--ground_truth", ()), ("--resume", ("--mode", "train")),
+                         ("--classification_file", ("--mode", "detection"))):
+        refused(workshop.main("--mode", "inference", *more, option, path), option + " " + path, words)
+    if path != "data" and path != "nowhere":
+        refused(workshop.main("--data_path", path), "--data_path " + path, words)
+
+
 def test_an_unwritable_output_is_refused(own):
     (own.folder / "occupied").write_text("a file, no folder")
     refused(own.main("--checkpoint_path", "occupied/here"), "occupied/here")

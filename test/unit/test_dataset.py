@@ -7,6 +7,7 @@ import small_data
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import boundary_labels_by_definition
 
 import dataset
 from bmn.data.annotation_files import read_annotation_file
@@ -66,6 +67,24 @@ def test_labels_follow_the_rule(size, spans, ratio):
     for got, want in zip(Labels(size)(video), plain_labels(video, size)):
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+@pytest.mark.parametrize("layout", ["reference", "reference2019", "mmaction2", "opentad"])
+def test_boundary_labels_of_a_layout_follow_the_definition(layout, rng):
+    for size in (2, 7, 20):
+        truth = np.sort(rng.rand(3, 2), 1)
+        video = {"duration_second": 1.0, "duration_frame": 160, "feature_frame": 160,
+                 "annotations": [{"segment": segment} for segment in truth.tolist()]}
+        iou_map, start, end = Labels(size, layout)(video)
+        np.testing.assert_array_equal(iou_map, Labels(size)(video)[0])
+        for found, edges in ((start, truth[:, 0]), (end, truth[:, 1])):
+            np.testing.assert_allclose(found, boundary_labels_by_definition(edges, size, layout), atol=2e-6)
+
+
+def test_a_data_set_makes_the_labels_of_its_layout(tmp_path):
+    opt = small_data.make(tmp_path)
+    labels = {layout: VideoDataSet(dict(opt, layout=layout), "train")[0][2] for layout in ("reference", "mmaction2")}
+    assert not torch.equal(labels["reference"], labels["mmaction2"])
 
 
 def test_a_video_without_annotations_has_zero_labels():

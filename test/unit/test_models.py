@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from formulas import wave, wave_parameters
-from oracles import sampling_weights_by_definition
+from oracles import network_by_definition
 from torch.nn import functional as F
 
 from bmn.errors import UserError
+from bmn.sampling import whole_mask
 from models import BMN
 
 SMALL = {"temporal_scale": 7, "num_sample": 3, "num_sample_perbin": 2, "prop_boundary_ratio": 0.5, "feat_dim": 8}
@@ -48,22 +49,7 @@ def objective(outputs):
 
 
 def by_definition(model, opt, x):
-    """forward() by the definition: the boundary-matching map, the Conv3d, whole maps throughout."""
-    weights = torch.from_numpy(sampling_weights_by_definition(
-        opt["temporal_scale"], opt["num_sample"], opt["num_sample_perbin"], opt["prop_boundary_ratio"])).to(x)
-    parameter = dict(model.named_parameters())
-
-    def conv(name, x, function=F.conv1d, **how):
-        return function(x, parameter[name + ".weight"], parameter[name + ".bias"], **how)
-    base = F.relu(conv("x_1d_b.2", F.relu(conv("x_1d_b.0", x, padding=1, groups=4)), padding=1, groups=4))
-    start, end = (torch.sigmoid(conv(head + ".2", F.relu(conv(head + ".0", base, padding=1, groups=4))))[:, 0]
-                  for head in ("x_1d_s", "x_1d_e"))
-    sampled = torch.einsum("bct,tnse->bcnse", F.relu(conv("x_1d_p.0", base, padding=1)), weights)
-    cells = F.relu(conv("x_3d_p.0", sampled, F.conv3d)).squeeze(2)
-    cells = F.relu(conv("x_2d_p.0", cells, F.conv2d))
-    cells = F.relu(conv("x_2d_p.2", cells, F.conv2d, padding=1))
-    cells = F.relu(conv("x_2d_p.4", cells, F.conv2d, padding=1))
-    return torch.sigmoid(conv("x_2d_p.6", cells, F.conv2d)), start, end
+    return network_by_definition(dict(model.named_parameters()), opt, x)
 
 
 def gradients(model, loss):
@@ -105,7 +91,11 @@ def compare_with_golden(figures, model, outputs, output, norm, entry):
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("batch,changes", [
     (2, {}), (1, {"temporal_scale": 2, "num_sample": 1}), (3, {"temporal_scale": 5, "prop_boundary_ratio": 1.4}),
-    (2, {"temporal_scale": 11, "num_sample_perbin": 1, "feat_dim": 4}), (1, {"prop_boundary_ratio": 0})])
+    (2, {"temporal_scale": 11, "num_sample_perbin": 1, "feat_dim": 4}), (1, {"prop_boundary_ratio": 0}),
+    (2, {"layout": "mmaction2"}), (1, {"layout": "reference2019", "temporal_scale": 12}),
+    (1, {"layout": "opentad", "temporal_scale": 2}), (2, {"layout": "opentad", "temporal_scale": 13}),
+    (2, {"layout": "opentad", "max_duration": 4}), (1, {"layout": "opentad", "temporal_scale": 14, "max_duration": 9}),
+    (1, {"layout": "mmaction2", "max_duration": 1})])
 def test_forward_equals_the_definition(batch, changes, route):
     opt = dict(SMALL, **changes)
     model = network(opt, route=route)
@@ -121,9 +111,10 @@ def test_forward_equals_the_definition(batch, changes, route):
         assert (found[name] - gradient).norm() <= 1e-11 * gradient.norm(), name
 
 
+@pytest.mark.parametrize("layout", ["reference", "mmaction2"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_valid_only_leaves_out_the_cells_below_the_diagonal(route):
-    model, x = network(SMALL, route=route), torch.randn(2, 8, 7, dtype=torch.float64)
+def test_valid_only_leaves_out_the_cells_below_the_diagonal(route, layout):
+    model, x = network(dict(SMALL, layout=layout), route=route), torch.randn(2, 8, 7, dtype=torch.float64)
     full, valid = model(x), model(x, valid_only=True)
     np.testing.assert_allclose(valid[0].detach().numpy(), torch.triu(full[0]).detach().numpy(), rtol=0, atol=1e-14)
     assert (torch.tril(valid[0], -1) == 0).all() and (torch.tril(full[0], -1)[..., 1:, 0] > 0).all()
@@ -224,6 +215,15 @@ def test_a_sample_mask_is_checked_and_dropped():
     holder.load_state_dict({"inner." + name: value for name, value in state.items()})
     with pytest.raises(RuntimeError, match="stray"):
         model.load_state_dict(dict(state, stray=torch.zeros(1)))
+    own = whole_mask(7, 3, 2, 0.5, "reference").reshape(7, -1)
+    model.load_state_dict(dict(state, sample_mask=torch.from_numpy(own), bm_mask=torch.ones(7, 7)))
+    for name, shown in (("layout", "layout mmaction2"), ("num_sample_perbin", "num_sample_perbin 4"),
+                        ("prop_boundary_ratio", "prop_boundary_ratio 0.25")):
+        changes = dict(num_sample_perbin=2, prop_boundary_ratio=0.5, layout="reference")
+        changes[name] = {"layout": "mmaction2", "num_sample_perbin": 4, "prop_boundary_ratio": 0.25}[name]
+        mask = torch.from_numpy(whole_mask(7, 3, *changes.values())).view(7, -1)
+        with pytest.raises(RuntimeError, match="made with --" + shown):
+            model.load_state_dict(dict(state, sample_mask=mask))
     del state["x_2d_p.6.bias"]
     with pytest.raises(RuntimeError, match=r"x_2d_p\.6\.bias"):
         model.load_state_dict(state)
@@ -248,15 +248,24 @@ def test_features_of_another_shape_are_refused(shape):
 
 
 def test_features_that_do_not_split_into_groups_are_refused():
-    with pytest.raises(UserError, match="--feat_dim 10"):
+    with pytest.raises(UserError, match=r"--feat_dim 10 .*prepare_features.* to 12"):
         BMN(dict(SMALL, feat_dim=10))
 
 
+def test_a_longest_duration_needs_a_map_of_durations():
+    with pytest.raises(UserError, match="--max_duration 3 needs a map of durations"):
+        BMN(dict(SMALL, max_duration=3))
+    with pytest.raises(UserError, match="--max_duration 8 is above --temporal_scale 7"):
+        BMN(dict(SMALL, layout="opentad", max_duration=8))
+    assert BMN(dict(SMALL, layout="opentad", max_duration=7)).max_duration == 0
+
+
+@pytest.mark.parametrize("layout", [{}, {"layout": "opentad", "max_duration": 4}])
 @pytest.mark.parametrize("strict", [False, True])
-def test_export(strict):
+def test_export(strict, layout):
     if not hasattr(torch, "export") or not hasattr(torch, "compiler") or not hasattr(torch.compiler, "is_exporting"):
         pytest.skip("this PyTorch has no torch.export")
-    model, x = network(SMALL, torch.float32), torch.randn(2, 8, 7)
+    model, x = network(dict(SMALL, **layout), torch.float32), torch.randn(2, 8, 7)
     batch = {0: torch.export.Dim("batch", min=1, max=16)}
     program = torch.export.export(model, (x,), dynamic_shapes=(batch,), strict=strict)
     assert "embedding_bag" not in str(program.graph)
@@ -266,8 +275,9 @@ def test_export(strict):
 
 
 @pytest.mark.filterwarnings("ignore")         # newer PyTorch warns of traces, which remain
-def test_trace():
-    model, x = network(SMALL, torch.float32), torch.randn(2, 8, 7)
+@pytest.mark.parametrize("layout", [{}, {"layout": "mmaction2"}, {"layout": "opentad", "max_duration": 4}])
+def test_trace(layout):
+    model, x = network(dict(SMALL, **layout), torch.float32), torch.randn(2, 8, 7)
     traced = torch.jit.trace(model, (x,))
     x = torch.randn(2, 8, 7)
     for one, other in zip(traced(x), model(x)):

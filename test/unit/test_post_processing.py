@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from formulas import smooth
+from oracles import candidates_by_definition, mmaction2_soft_nms_by_definition
 
 import post_processing
 from bmn.data.annotations import read_entry
@@ -97,6 +98,29 @@ def test_random_maps_follow_the_rule(rng, alpha, thresholds):
 @pytest.mark.parametrize("levels", [1, 4, 10 ** 6])
 def test_full_size_maps_follow_the_rule(rng, levels):
     assert_follows_the_rule(*maps_of(rng, 2, 100, levels), DEFAULTS)
+
+
+@pytest.mark.parametrize("layout,max_duration", [
+    ("reference2019", 0), ("mmaction2", 0), ("mmaction2", 3), ("opentad", 0), ("opentad", 3)])
+def test_proposals_of_a_layout_follow_its_own_rule(rng, layout, max_duration):
+    opt = dict(DEFAULTS, layout=layout, max_duration=max_duration)
+    for scale in (2, 6, 13, 30):
+        maps = maps_of(rng, 3, scale, 10 ** 6)
+        for video, ours in enumerate(post_processing.proposals(*maps, opt)):
+            found = candidates_by_definition(maps[1][video], maps[2][video], *maps[0][video], layout, max_duration)
+            if layout == "mmaction2":
+                rule = opt["soft_nms_alpha"], opt["soft_nms_low_thres"], opt["soft_nms_high_thres"]
+                theirs = mmaction2_soft_nms_by_definition(found, *rule)
+            else:
+                theirs = soft_nms_by_the_rule([(score, *segment) for segment, score in found.items()], opt)
+            np.testing.assert_allclose(ours, np.array(theirs, np.float64).reshape(-1, 3), rtol=1e-6)
+
+
+def test_a_video_without_candidates_has_no_proposals():
+    maps = np.ones((1, 2, 9, 9), np.float32), np.float32([[1, 0, 0, 0, 0, 0, 0, 0, 0]]), np.zeros((1, 9), np.float32)
+    maps[2][0, -1] = 1
+    found, = post_processing.proposals(*maps, dict(DEFAULTS, layout="mmaction2", max_duration=3))
+    assert found.shape == (0, 3)
 
 
 def test_proposals_of_score_zero_are_kept_once_each():

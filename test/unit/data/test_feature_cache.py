@@ -270,5 +270,5 @@ def test_a_cache_that_is_no_folder_is_reported(opt, tmp_path):
 
 
 def test_a_missing_packed_file_is_reported(tmp_path):
-    with pytest.raises(UserError, match=r"x\.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"x\.safetensors does not exist"):
         PackedFeatures(str(tmp_path / "x.safetensors"), 10, 6)

@@ -1,11 +1,14 @@
 import os
 import pathlib
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import small_data
+from conftest import ROOT
 
 from bmn.data.feature_files import read_csv
 from bmn.data.features import check_features, open_features, open_source
@@ -115,7 +118,8 @@ CSV = "f0,f1,f2,f3,f4,f5\n" + "1,2,3,4,5,6\n" * 10
 
 @pytest.mark.parametrize("text,parts", [
     (CSV.replace(",", ",0,", 1).replace("\n1", "\n1,0"),
-     ["10 rows and 7 columns", "--feat_dim 6", "give --feat_dim 7"]),
+     ["10 rows and 7 columns", "--feat_dim 6", "tools/prepare_features.py fills", "give --feat_dim 8"]),
+    (CSV.replace(",", ",0,0,", 1).replace("\n1", "\n1,0,0"), ["10 rows and 8 columns", ": give --feat_dim 8"]),
     (CSV + "1,2,3,4,5,6\n", ["11 rows", "--temporal_scale is 10", "tools/prepare_features.py"]),
     (CSV + "1,2,3,4,5\n", ["5 columns in line 12", "6 in its header line"]),
     (CSV.replace("3", "three", 5), ["'three' in line 2, column 3"]),
@@ -133,8 +137,8 @@ def test_what_is_wrong_with_a_csv_file_is_reported(tmp_path, text, parts):
 
 
 @pytest.mark.parametrize("write,parts", [
-    (lambda path: np.savez(path, one=TABLE, two=TABLE), ["holds 2 arrays (one, two)"]),
-    (lambda path: np.savez(path, TABLE[None]), ["shape (1, 10, 6)"]),
+    (lambda path: np.savez(path, one=TABLE, two=TABLE), ["holds 2 arrays (one, two)", "'feats'"]),
+    (lambda path: np.savez(path, np.array([TABLE, TABLE])), ["shape (2, 10, 6)"]),
     (lambda path: np.savez(path, TABLE.astype(complex)), ["complex"]),
     (lambda path: np.savez(path, np.array([[object()]])), ["not a readable NumPy file"]),
     (lambda path: pathlib.Path(path).write_bytes(b""), ["not a readable NumPy file"]),
@@ -152,7 +156,8 @@ def test_missing_features_are_counted_and_named_before_anything_starts(tmp_path)
     names = ["v_%02d" % number for number in range(20)] + ["v_a"]
     with pytest.raises(UserError) as error:
         open_features(opt, names)
-    says(error, "20 of 21 videos", "csv_mean_10", "v_00, v_01, v_02, ...", "unzip csv_mean_100.zip", "--skip_missing")
+    says(error, "20 of 21 videos", "csv_mean_10", "v_00, v_01, v_02, ...",
+         "it has those of 5 videos (v_a, v_b, v_c, ...)", "with or without v_", "--skip_missing")
     assert check_features(dict(opt, skip_missing=1), names, open_source(opt)) == names[:20]
     with pytest.raises(UserError) as error:
         check_features(dict(opt, skip_missing=1), names[:20], open_source(opt))
@@ -218,3 +223,208 @@ def test_machines_that_miss_different_files_are_reported(tmp_path):
 def test_a_single_process_with_a_runtime_opens_features(tmp_path):
     runtime = SimpleNamespace(local_rank=0, world_size=1)
     assert "v_a" in open_features(small_data.make(tmp_path), ["v_a"], runtime, lambda line: None)
+
+
+# What other programs write
+
+@pytest.mark.parametrize("text,rows", [
+    ("1,2\n3,4\n", [[1, 2], [3, 4]]),                                   # no header line
+    ("1.5,-2e3\n3,nan\n", [[1.5, -2000], [3, np.nan]]),
+    ("\ufeff1,2\n3,4\n", [[1, 2], [3, 4]]),                             # a byte order mark, as Excel writes it
+    ("0,1\n3,4\n", [[3, 4]]),                                           # the names that pandas gives to columns
+    ("1,0\n3,4\n", [[1, 0], [3, 4]]),
+    (",f0,f1\n0,1,2\n1,3,4\n", [[1, 2], [3, 4]]),                       # the index that pandas writes
+    ("Unnamed: 0,f0,f1\n0,1,2\n1,3,4\n", [[1, 2], [3, 4]]),
+    (",0,1\n0,1,2\n1,3,4\n", [[1, 2], [3, 4]]),
+    (",f0,f1\n0,1,2\n2,3,4\n", [[0, 1, 2], [2, 3, 4]]),                 # it does not count
+    ("a,f0,f1\n0,1,2\n1,3,4\n", [[0, 1, 2], [1, 3, 4]]),                # it has a name
+])
+def test_a_header_line_and_an_index_are_told_from_numbers(tmp_path, text, rows):
+    (tmp_path / "v.csv").write_text(text, encoding="utf-8")
+    np.testing.assert_array_equal(read_csv(str(tmp_path / "v.csv")), rows)
+
+
+def test_an_index_column_is_said_once(tmp_path):
+    opt = small_data.make(tmp_path)
+    for name in ("v_a", "v_b"):
+        path = os.path.join(opt["data_path"], "csv_mean_10", name + ".csv")
+        rows = ["%d," % number + ",".join(map(repr, row)) for number, row in enumerate(small_data.table(name).tolist())]
+        pathlib.Path(path).write_text("\n".join([",f0,f1,f2,f3,f4,f5", *rows]) + "\n")
+    lines = []
+    features = open_features(opt, ["v_a", "v_b"], log=lines.append)
+    np.testing.assert_array_equal(features.read("v_b"), small_data.table("v_b").T.astype(np.float32))
+    assert ["is taken for an index" in line for line in lines].count(True) == 1
+
+
+@pytest.mark.parametrize("cell", ["1_0", "1,0_1", "\u0661", "0x10", "1.0f", "--1", "1 2"])
+def test_cells_are_what_c_reads(tmp_path, cell):
+    (tmp_path / "v.csv").write_text("f0,f1\n%s,1\n" % cell, encoding="utf-8")
+    with pytest.raises(UserError):
+        read_csv(str(tmp_path / "v.csv"))
+
+
+def torch_saved(path, value):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.from_numpy(value) if isinstance(value, np.ndarray) else value, path)
+
+
+def pickled(path, value, protocol=2):
+    with open(path, "wb") as handle:
+        pickle.dump(value, handle, protocol)
+
+
+FLOATS = TABLE.astype(np.float32)
+WRITERS = {
+    "several arrays, one of them a table of floats": ("npz", lambda path: np.savez(
+        path, x=FLOATS, n_probs=np.arange(10), names=np.float32([1, 2]))),
+    "several tables, one called feats": ("npz", lambda path: np.savez(path, feats=FLOATS, probabilities=FLOATS + 1)),
+    "(1, T, C)": ("npy", lambda path: np.save(path, FLOATS[None])),
+    "(C, T, 1, 1)": ("npy", lambda path: np.save(path, FLOATS.T[..., None, None])),
+    "column by column": ("npy", lambda path: np.save(path, np.asfortranarray(FLOATS))),
+    "big-endian": ("npy", lambda path: np.save(path, FLOATS.astype(">f8"))),
+    "tensor": ("pt", lambda path: torch_saved(path, FLOATS)),
+    "tensor of one video": ("pt", lambda path: torch_saved(path, FLOATS[None])),
+    "pickle": ("pkl", lambda path: pickled(path, FLOATS)),
+    "pickle of protocol 0": ("pkl", lambda path: pickled(path, FLOATS, 0)),
+    "pickle of the newest protocol": ("pkl", lambda path: pickled(path, FLOATS, pickle.HIGHEST_PROTOCOL)),
+    "pickle column by column": ("pkl", lambda path: pickled(path, np.asfortranarray(FLOATS), 4)),
+    "pickle of a dict": ("pkl", lambda path: pickled(path, {"feats": FLOATS.T, "name": "a", "fps": 25.0})),
+}
+
+
+@pytest.mark.parametrize("how", sorted(WRITERS))
+def test_array_files_of_others_are_read(tmp_path, how):
+    kind, write = WRITERS[how]
+    write(str(tmp_path / ("v_a." + kind)))
+    np.testing.assert_array_equal(source_of(tmp_path).read("v_a"), FLOATS.T)
+
+
+class _Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["pkl", "pt", "npy", "npz"])
+def test_no_feature_file_runs_code(tmp_path, kind):
+    canary = str(tmp_path / "ran")
+    evil = {"feats": FLOATS, "more": _Touch(canary)}
+    path = str(tmp_path / ("v_a." + kind))
+    if kind == "pkl":
+        pickled(path, evil)
+    elif kind == "pt":
+        torch_saved(path, evil)
+    elif kind == "npy":
+        np.save(path, np.array([[_Touch(canary)]], object), allow_pickle=True)
+    else:
+        np.savez(path, np.array([[_Touch(canary)]], object), allow_pickle=True)
+    with pytest.raises(UserError) as error:
+        source_of(tmp_path).read("v_a")
+    assert not os.path.exists(canary) and "v_a." + kind in str(error.value)
+
+
+@pytest.mark.parametrize("header", [
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (17592186044416, 1), }",            # 64 TiB
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 6), }",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (10, 6.0), }",
+    b"{'descr': 'O', 'fortran_order': 0, 'shape': (1, 1)}",
+    b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (10, 6), }", b"(" * 3000, b"__import__('os')", b"",
+    b"{'descr': '<f4'}", b"\xff" * 40, b"{'descr': '<q9', 'fortran_order': False, 'shape': (10, 6), }"])
+def test_a_damaged_numpy_header_is_refused(tmp_path, header):
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(240)
+    (tmp_path / "v_a.npy").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        source_of(tmp_path).read("v_a")
+    says(error, "v_a.npy")
+
+
+def test_names_are_found_with_and_without_the_prefix_and_in_folders_of_subsets(tmp_path):
+    for file in ("v_a.npy", "b.npy", "training/c.npy", "Validation/v_d.npy", "other/e.npy"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        np.save(str(tmp_path / file), TABLE)
+    source = source_of(tmp_path)
+    for name in "abcd":
+        for asked in (name, "v_" + name):
+            assert asked in source
+            np.testing.assert_array_equal(source.read(asked), FLOATS.T)
+    assert "e" not in source
+    np.save(str(tmp_path / "v_b.npy"), TABLE)
+    with pytest.raises(UserError, match="has features of v_b and of b, which are the same video"):
+        source_of(tmp_path).read("v_b")
+    (tmp_path / "test").mkdir()
+    np.save(str(tmp_path / "test" / "c.npy"), TABLE)
+    with pytest.raises(UserError, match="has video c twice"):
+        source_of(tmp_path).names()
+
+
+def test_a_packed_file_and_hdf5_know_a_video_with_and_without_the_prefix(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(str(tmp_path / "all.h5"), "w") as handle:
+        handle["a"] = TABLE
+    assert "v_a" in source_of(tmp_path / "all.h5")
+    np.testing.assert_array_equal(source_of(tmp_path / "all.h5").read("v_a"), FLOATS.T)
+    opt = small_data.make(tmp_path)
+    packed = open_features(opt, ["v_a"], log=lambda line: None)
+    np.testing.assert_array_equal(source_of(packed.path).read("a"), small_data.table("v_a").T.astype(np.float32))
+
+
+@pytest.mark.parametrize("files,parts", [
+    (["a.npy", "b.npy"], ["12 of 12", "it has those of 2 videos (a, b)", "with or without v_"]),
+    (["a.mp4", "b.mp4", "raw.zip", "extra/x.npy"],
+     ["it holds 2 files .mp4 (a.mp4, b.mp4), 1 files .zip (raw.zip), the folders extra",
+      ".csv, .npy, .npz, .pt, .pkl"]),
+    ([], ["it is empty"])])
+def test_the_message_about_missing_features_says_what_is_there(tmp_path, files, parts):
+    (tmp_path / "features").mkdir()
+    for file in files:
+        (tmp_path / "features" / file).parent.mkdir(exist_ok=True)
+        np.save(str(tmp_path / "features" / "array"), TABLE)
+        os.replace(str(tmp_path / "features" / "array.npy"), str(tmp_path / "features" / file))
+    opt = with_defaults({"data_path": str(tmp_path / "features"), "temporal_scale": 10, "feat_dim": 6})
+    with pytest.raises(UserError) as error:
+        open_features(opt, ["v_%d" % number for number in range(12)])
+    assert "unzip" not in says(error, *parts)
+
+
+def test_only_activitynets_own_names_get_the_remedy_of_its_archive(tmp_path):
+    opt = with_defaults({"data_path": str(tmp_path)})
+    with pytest.raises(UserError) as error:
+        open_features(opt, ["v_---9CpRcKoU"])
+    says(error, "unzip csv_mean_100.zip")
+
+
+def test_hdf5_links_lead_nowhere(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(str(tmp_path / "secret.h5"), "w") as handle:
+        handle["x"] = TABLE
+    with h5py.File(str(tmp_path / "all.h5"), "w") as handle:
+        handle["v_circle"] = h5py.SoftLink("/v_circle")
+        handle["v_nowhere"] = h5py.SoftLink("/none")
+        handle["v_outside"] = h5py.ExternalLink("secret.h5", "x")
+        handle["v_group/x"] = h5py.ExternalLink("secret.h5", "x")
+        handle.create_dataset("v_huge", (1 << 20, 1 << 23), np.float64, chunks=(1, 1 << 10))
+        handle["v_type"] = np.dtype("f4")
+        layout = h5py.VirtualLayout((10, 6), np.float64)
+        layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "x", (10, 6))
+        handle.create_virtual_dataset("v_virtual", layout)
+    for name, part in (("v_circle", "cannot be read"), ("v_nowhere", "cannot be read"), ("v_outside", "another file"),
+                       ("v_group", "another file"), ("v_huge", "GB"), ("v_type", "Datatype"),
+                       ("v_virtual", "another file")):
+        with pytest.raises(UserError) as error:
+            source_of(tmp_path / "all.h5").read(name)
+        says(error, name, part)
+
+
+def test_an_hdf5_file_that_is_being_written_is_said_to_be_open(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(str(tmp_path / "all.h5"), "w") as handle:
+        handle["v_a"] = TABLE
+        handle.flush()
+        script = ("import sys; sys.path.insert(0, sys.argv[1]); from bmn.data.features import Hdf5Features\n"
+                  "from bmn.errors import run_as_program\n"
+                  "run_as_program(lambda: Hdf5Features(sys.argv[2], 10, 6).names())")
+        done = subprocess.run([sys.executable, "-c", script, ROOT, str(tmp_path / "all.h5")], stderr=subprocess.PIPE,
+                              text=True, check=False)
+    assert done.returncode == 1 and "is open in another process" in done.stderr and "Traceback" not in done.stderr

@@ -10,9 +10,11 @@ import pytest
 import torch
 from oracles import sampling_weights_by_definition
 
+from bmn import sampling
 from bmn.errors import UserError
 from bmn.network import boundary_matching
-from bmn.network.boundary_matching import BoundaryMatching, sampling_weights
+from bmn.network.boundary_matching import BoundaryMatching
+from bmn.sampling import sampling_weights
 
 RANDOM_OPTIONS = [(2, 1, 2, 0.5), (3, 2, 1, 0.0), (5, 4, 3, 0.5), (7, 3, 2, 1.7), (9, 5, 1, 0.31), (12, 2, 5, 0.05),
                   (13, 7, 4, 1.0), (16, 1, 9, 0.25)]
@@ -47,7 +49,7 @@ def test_weights_follow_the_definition_bit_for_bit(options):
 
 def test_chunks_of_proposals_give_the_same_weights(monkeypatch):
     whole_at_once = sampling_weights(9, 3, 2, 0.5)
-    monkeypatch.setattr(boundary_matching, "CHUNK", 7)
+    monkeypatch.setattr(sampling, "CHUNK", 7)
     for one, other in zip(sampling_weights(9, 3, 2, 0.5), whole_at_once):
         np.testing.assert_array_equal(one, other)
 

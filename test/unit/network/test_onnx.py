@@ -74,7 +74,8 @@ def test_an_exported_file_computes_what_pytorch_computes(tmp_path, network, expo
 @pytest.mark.parametrize("options", [
     {"temporal_scale": 20, "num_sample": 8}, {"num_sample_perbin": 1}, {"num_sample": 1, "num_sample_perbin": 2},
     {"prop_boundary_ratio": 0.0}, {"prop_boundary_ratio": 0.3, "temporal_scale": 9}, {"prop_boundary_ratio": 2.0},
-    {"temporal_scale": 2}])
+    {"temporal_scale": 2}, {"layout": "mmaction2"}, {"layout": "opentad", "max_duration": 5, "num_sample_perbin": 2},
+    {"layout": "reference2019", "prop_boundary_ratio": 0.3, "temporal_scale": 9}])
 def test_sampling_weights_are_rebuilt_in_the_graph(options):
     """Runs only the nodes that make the weights."""
     import onnxruntime
@@ -97,6 +98,53 @@ def test_the_file_holds_little_more_than_the_network(tmp_path):
     size = (tmp_path / "bmn.onnx").stat().st_size
     assert size < parameters + 1e6, "%.1f MB for %.1f MB of parameters" % (size / 1e6, parameters / 1e6)
     assert difference(network, path, 1) < 1e-5
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [EXPORTS[0], EXPORTS[2]])
+@pytest.mark.parametrize("options", [{"layout": "mmaction2"}, {"layout": "opentad", "max_duration": 7}])
+def test_a_network_of_another_layout_is_exported_and_served_in_it(tmp_path, exporter, opset, options):
+    network, path = make_network(**options), str(tmp_path / "bmn.onnx")
+    export_onnx.export(network, path, 0, opset, exporter)
+    x = torch.rand(3, 8, 12)
+    served = onnx_network.OnnxNetwork(path, network.layout, network.max_duration)
+    for one, other in zip(served(x), network(x)):
+        assert float((one - other).detach().abs().max()) < 1e-5
+    assert "is a network of --layout %s, but here it is reference" % network.layout in refusal(
+        onnx_network.OnnxNetwork, path)
+    if network.max_duration:
+        assert "--max_duration 7, but here it is 6" in refusal(onnx_network.OnnxNetwork, path, "opentad", 6)
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+@pytest.mark.parametrize("declared", [True, False])
+def test_outputs_of_another_length_are_refused(tmp_path, network, batch, declared):
+    """The maps are cut to 10 of 12 positions, as if the file had been put together from two exports."""
+    path = str(tmp_path / "bmn.onnx")
+    export_onnx.export(network, path, batch, 11, "old")
+    model = onnx.load(path)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.int64([value]), name)
+                                   for name, value in (("zero", 0), ("ten", 10), ("last", -1)))
+    for output in model.graph.output:
+        for node in model.graph.node:
+            node.output[:] = [name + "_whole" if name == output.name else name for name in node.output]
+        model.graph.node.append(onnx.helper.make_node("Slice", [output.name + "_whole", "zero", "ten", "last"],
+                                                      [output.name]))
+        shape = output.type.tensor_type.shape.dim[-1]
+        if declared:
+            shape.dim_value = 10
+        else:
+            shape.dim_param = output.name + "_length"
+    onnx.save(model, path)
+    sentence = refusal(lambda: onnx_network.OnnxNetwork(path)(torch.rand(2, 8, 12)))
+    assert "gives confidence_map of shape [2, 12, 10] for a video, but [2, 12, 12] is needed" in sentence
+
+
+def test_outputs_are_also_looked_at_when_they_come(tmp_path, network):
+    export_onnx.export(network, str(tmp_path / "bmn.onnx"), 0, 11, "old")
+    served = onnx_network.OnnxNetwork(str(tmp_path / "bmn.onnx"))
+    whole = served._run(np.zeros((2, 8, 12), np.float32), 2)
+    served._run = lambda x, size: [whole[0], whole[1], whole[2][:, :11]]
+    assert "gives end of shape [11] for a video, but [12] is needed" in refusal(served, torch.zeros(2, 8, 12))
 
 
 def test_a_fixed_batch_serves_any_number_of_videos(tmp_path, network):
@@ -148,7 +196,8 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=7),
               str(tmp_path / "x.onnx"))
-    assert "outputs {'y': 1}, but it must have" in refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
+    sentence = refusal(onnx_network.OnnxNetwork, str(tmp_path / "x.onnx"))
+    assert "outputs ['y tensor(float) [1]'], but it must have" in sentence
 
 
 def test_outputs_of_other_dimensions_are_refused(tmp_path, network):

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from formulas import smooth
+from oracles import candidates_by_definition
 
 from bmn.errors import UserError
 from bmn.results import score_tables
@@ -29,6 +30,24 @@ def test_decoding_equals_the_plain_loop(rng):
     expected = [start[s] * end[j + 1] * confidence_map[1, s, j] * confidence_map[0, s, j]
                 for s in range(7) for j in range(7) if s < j + 1 < 7]
     np.testing.assert_array_equal(score_tables.decode(confidence_map[None], start[None], end[None]), [expected])
+
+
+@pytest.mark.parametrize("layout,max_duration", [
+    ("reference", 0), ("reference2019", 0), ("mmaction2", 0), ("mmaction2", 5), ("opentad", 0), ("opentad", 4)])
+def test_a_layout_proposes_what_its_own_rule_proposes(rng, tmp_path, layout, max_duration):
+    for scale in (6, 13):
+        for levels in (3, 10 ** 6):         # few levels make plateaus and equal scores
+            maps = [(rng.randint(1, levels, shape) / np.float32(levels)).astype(np.float32)
+                    for shape in ((2, scale, scale), (scale,), (scale,))]
+            found = candidates_by_definition(maps[1], maps[2], *maps[0], layout, max_duration)
+            table = score_tables.score_table(*maps, layout, max_duration)
+            assert {(row[0], row[1]): row[6] for row in table} == found and len(table) == len(found)
+            np.testing.assert_array_equal(
+                table[:, 6], (table[:, 2].astype(np.float32) * table[:, 3].astype(np.float32)
+                              * table[:, 4].astype(np.float32) * table[:, 5].astype(np.float32)))
+            if found:
+                score_tables.write_table(str(tmp_path / "v.csv"), *maps, layout, max_duration)
+                np.testing.assert_array_equal(score_tables.read_table(str(tmp_path / "v.csv")).T, table[:, [0, 1, 6]])
 
 
 @pytest.mark.parametrize("installed", [True, False], ids=["orjson", "pandas"])

@@ -64,6 +64,16 @@ def test_one_file_in_seconds(network, tmp_path, monkeypatch, capsys):
                                        for rank, row in enumerate(want[:3])], atol=0.006)
 
 
+def test_raw_features_are_filled_up_as_those_that_the_network_was_trained_on(network, tmp_path, monkeypatch):
+    raw = np.random.RandomState(0).randn(23, 6)
+    np.save(str(tmp_path / "a.npy"), raw)
+    (tmp_path / "lengths.csv").write_text("video,seconds\nv_a,12.5\n")
+    run(monkeypatch, tmp_path, "a.npy", "--duration", "lengths.csv", "--output", "out.json")
+    rescaled = prepare_features.rescale_snippets(np.pad(raw, ((0, 0), (0, 2)), "constant"), 23 * 16, 12.5, 10)
+    np.testing.assert_allclose(results(tmp_path / "out.json")["a"], expected(network, rescaled) * [1, 12.5, 12.5],
+                               rtol=1e-4)
+
+
 def test_a_folder_with_lengths_and_raw_features(network, tmp_path, monkeypatch):
     os.mkdir(str(tmp_path / "new"))
     np.save(str(tmp_path / "new" / "v_a.npy"), features("v_a"))

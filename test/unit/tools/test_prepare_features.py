@@ -94,8 +94,34 @@ def test_array_files_are_rescaled_linearly_without_annotations(tmp_path, monkeyp
         "--feat_dim", 6)
     for name, numbers in raw.items():
         got = read_csv(str(tmp_path / "csv_mean_10" / (name + ".csv")))
-        np.testing.assert_allclose(got, rescale_linearly(numbers, 10), rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(got[:, :6], rescale_linearly(numbers, 10), rtol=1e-11, atol=1e-11)
     assert len(os.listdir(str(tmp_path / "csv_mean_10"))) == 3
+
+
+def test_columns_are_filled_up_to_a_multiple_of_four(tmp_path, monkeypatch, capsys, rng):
+    raw = rng.randn(9, 6)
+    (tmp_path / "raw").mkdir()
+    np.save(str(tmp_path / "raw" / "v_a.npy"), raw)
+    for more in ([], ["--feat_dim", 6], ["--feat_dim", 8]):
+        run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path, "--method", "linear",
+            "--temporal_scale", 10, *more)
+        got = read_csv(str(tmp_path / "csv_mean_10" / "v_a.csv"))
+        np.testing.assert_allclose(got[:, :6], rescale_linearly(raw, 10), rtol=1e-11, atol=1e-11)
+        assert got.shape == (10, 8) and not got[:, 6:].any()
+        assert ("give --feat_dim 8 to main.py" in capsys.readouterr().out) == (more != ["--feat_dim", 8])
+
+
+def test_raw_features_are_annotated_with_and_without_the_prefix(tmp_path, monkeypatch):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "anno.json").write_text(json.dumps({name: {"duration_second": 3, "duration_frame": 80}
+                                                    for name in ("v_a", "b")}))
+    for name in ("a", "v_b"):
+        np.save(str(tmp_path / "raw" / name), np.ones((5, 4)))
+    run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path, "--video_anno", tmp_path / "anno.json",
+        "--write_anno", tmp_path / "new.json")
+    assert sorted(os.listdir(str(tmp_path / "csv_mean_100"))) == ["b.csv", "v_a.csv"]
+    assert {name: one["feature_frame"] for name, one in json.loads((tmp_path / "new.json").read_text()).items()} == {
+        "v_a": 80, "b": 80}
 
 
 @pytest.mark.parametrize("arguments,parts", [

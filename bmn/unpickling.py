@@ -3,33 +3,58 @@
 PyTorch has been able to do this since 2.5, with what torch_npu writes as well (weights_only, safe_globals). The oldest
 versions run any code that a file names.
 Both of PyTorch's formats are pickles together with the raw bytes of tensors. Here an unpickler that knows only tensors
-and plain containers reads the pickles. Shapes are checked against the bytes in the file, because old PyTorch corrupts
+and plain containers reads the pickles. What else a file names, such as a training's record, is neither imported nor
+called. Shapes are checked against the bytes in the file, because old PyTorch corrupts
 its memory when a file ends too early.
 """
 import io
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
-from typing import Any
+from typing import Any, List, Tuple
 
 import numpy as np
 import torch
 
+BFLOAT16 = "bfloat16"       # NumPy has no such type
 _DTYPES = {"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "LongStorage": "<i8",
-           "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1", "BoolStorage": "?"}
+           "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1", "BoolStorage": "?",
+           "BFloat16Storage": BFLOAT16}
 
 
-def load(content: bytes) -> Any:
+class Foreign:
+    """Stands for an object of any class that this reader does not know. It takes what it is given and does nothing."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def _ignore(self, *_):
+        pass
+
+    append = extend = add = __setitem__ = _ignore
+
+
+def load(content: bytes) -> Tuple[Any, List[str]]:
     """The object in ``content``, the bytes of a file by ``torch.save``, with its tensors on the CPU. No code is run.
 
+    Returns:
+        (the object, names of the classes and functions in it that are neither tensors nor plain values). In the place
+        of what these would have made stand objects of class Foreign, which do nothing.
+
     Raises:
-        Exception: of any kind, where the bytes are damaged or name more than tensors and plain values. If they name
-            more, the text of the exception holds "GLOBAL" and that name.
+        Exception: of any kind, where the bytes are damaged.
     """
     if not hasattr(torch.serialization, "safe_globals"):
         return load_on_old_pytorch(content)
-    with torch.serialization.safe_globals([_rebuild_npu_tensor]):
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        with torch.serialization.safe_globals([_rebuild_npu_tensor]):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), []
+    except pickle.UnpicklingError:          # a class that PyTorch's reader refuses
+        return load_on_old_pytorch(content)
 
 
 def _rebuild_npu_tensor(*arguments):
@@ -40,8 +65,8 @@ def _rebuild_npu_tensor(*arguments):
 _rebuild_npu_tensor.__module__ = "torch_npu.utils.storage"      # its name in such files
 
 
-def load_on_old_pytorch(content: bytes) -> Any:
-    """The same as :func:`load`, for a PyTorch before 2.5."""
+def load_on_old_pytorch(content: bytes) -> Tuple[Any, List[str]]:
+    """The same as :func:`load`, for a PyTorch before 2.5, and for files with objects of other classes."""
     return _load_zip(content) if content.startswith(b"PK") else _load_old(content)
 
 
@@ -57,7 +82,8 @@ def _load_zip(content):
                 raise ValueError("%d values where %d are announced" % (len(values), count))
             return values
 
-        return _Unpickler(io.BytesIO(archive.read(pickled)), values_of).load()
+        reader = _Unpickler(io.BytesIO(archive.read(pickled)), values_of)
+        return reader.load(), reader.foreign
 
 
 def _load_old(content):
@@ -76,7 +102,8 @@ def _load_old(content):
 
     for _ in range(3):
         _Unpickler(handle).load()
-    loaded = _Unpickler(handle, values_of).load()
+    reader = _Unpickler(handle, values_of)
+    loaded = reader.load()
     for key in _Unpickler(handle).load():
         values = arrays.pop(key)
         count = np.frombuffer(handle.read(8), "<i8", count=1)[0]
@@ -85,34 +112,54 @@ def _load_old(content):
         values[:] = np.frombuffer(handle.read(values.nbytes), values.dtype, count=len(values))
     if arrays:
         raise ValueError("the values of %d tensors are missing" % len(arrays))
-    return loaded
+    return loaded, reader.foreign
+
+
+def _bytes_that_are_there(reader):
+    """A bytearray; Python's own takes as much memory as the file asks for, before it looks for the bytes."""
+    length = int.from_bytes(reader.read(8), "little")
+    content = reader.read(min(length, sys.maxsize))
+    if len(content) != length:
+        raise pickle.UnpicklingError("%d bytes where %d are announced" % (len(content), length))
+    reader.append(bytearray(content))
+
+
+BYTEARRAY8 = 150
+OPERATIONS = {**pickle._Unpickler.dispatch, BYTEARRAY8: _bytes_that_are_there}
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows only tensors and plain values. It extends pickle's Python version, because that can be restricted more."""
+    """Knows only tensors and plain values. It extends pickle's Python version, because that can be restricted more.
+
+    ``foreign`` lists the names of everything else that the file asks for.
+    """
 
     def __init__(self, handle, values_of=None):
         super().__init__(handle, encoding="utf-8")
         self.values_of = values_of          # (key, dtype, count) -> the values of a tensor
+        self.foreign = []
 
     def find_class(self, module, name):
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError("GLOBAL %s.%s is not allowed" % (module, name))
-        return _KNOWN[module, name]
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
+        if "%s.%s" % (module, name) not in self.foreign:
+            self.foreign.append("%s.%s" % (module, name))
+        return Foreign
 
     def persistent_load(self, identity):
         kind, dtype, key, _location, count = identity[:5]
         if kind != "storage" or dtype not in _DTYPES.values() or any(identity[5:]):
             raise pickle.UnpicklingError("an unknown kind of tensor: %r of %r" % (kind, dtype))
-        return self.values_of(str(key), dtype, int(count))
+        values = self.values_of(str(key), "<i2" if dtype == BFLOAT16 else dtype, int(count))
+        return torch.from_numpy(values).view(torch.bfloat16) if dtype == BFLOAT16 else values
 
     def _attributes(self):
-        """Drop the version numbers that PyTorch sets on a state_dict; refuse attributes of any other object."""
+        """Drop the version numbers that PyTorch sets on a state_dict; refuse attributes of any other known object."""
         self.stack.pop()
-        if type(self.stack[-1]) is not OrderedDict:
+        if type(self.stack[-1]) not in (OrderedDict, Foreign):
             raise pickle.UnpicklingError("attributes of a %s" % type(self.stack[-1]))
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _attributes}     # noqa: RUF012 (as its parent has it)
+    dispatch = {**OPERATIONS, pickle.BUILD[0]: _attributes}     # noqa: RUF012 (as its parent has it)
 
 
 def _tensor(values, offset, size, stride, *_):
@@ -125,7 +172,7 @@ def _tensor(values, offset, size, stride, *_):
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
     if count > len(values) or (count and last >= len(values)):
         raise ValueError("shape %s does not fit %d values" % (size, len(values)))
-    return torch.from_numpy(values).as_strided(size, stride, offset)
+    return torch.as_tensor(values).as_strided(size, stride, offset)
 
 
 def _parameter(tensor, *_):
