@@ -61,7 +61,9 @@ def _cached(opt, source, names, missing, log):
     if opt["feature_cache"] == "off" or isinstance(source, PackedFeatures):
         return source
     missing = set(missing)
-    return open_cache(opt, source, [name for name in names if name not in missing], log)
+    # Under the names of their files, so that annotations with and without v_ share one packed file.
+    stored = [stored_name(name, source.names(), source.path) for name in names if name not in missing]
+    return open_cache(opt, source, stored, log)
 
 
 def say_how_files_are_read(source: Any, names: List[str], log: Callable[[str], None]) -> None:

@@ -73,8 +73,7 @@ def test_labels_follow_the_rule(size, spans, ratio):
 def test_boundary_labels_of_a_layout_follow_the_definition(layout, rng):
     for size in (2, 7, 20):
         truth = np.sort(rng.rand(3, 2), 1)
-        video = {"duration_second": 1.0, "duration_frame": 160, "feature_frame": 160,
-                 "annotations": [{"segment": segment} for segment in truth.tolist()]}
+        video = Video(1.0, 1.0, 1.0, [(start, end, "") for start, end in truth.tolist()])
         iou_map, start, end = Labels(size, layout)(video)
         np.testing.assert_array_equal(iou_map, Labels(size)(video)[0])
         for found, edges in ((start, truth[:, 0]), (end, truth[:, 1])):

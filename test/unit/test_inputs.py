@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bmn import inputs
-from bmn.data.annotations import read_video_list
+from bmn.data.annotation_files import read_video_list
 from bmn.data.features import open_source
 from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
@@ -81,7 +81,7 @@ def test_files_whose_names_are_odd_are_read(tmp_path):
         path = os.fsdecode(os.path.join(os.fsencode(str(tmp_path)), name))
         with open(path, "w") as handle:
             handle.write("video,subset\nv_a,training\n")
-        assert read_video_list(path) == [("v_a", "training")]
+        assert read_video_list(path) == [("v_a", "training", "")]
     with pytest.raises(UserError, match="cannot be read"):
         read_bytes(str(tmp_path) + "/a\0b", "file")
 

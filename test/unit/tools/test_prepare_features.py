@@ -192,11 +192,11 @@ def prepared(tmp_path, monkeypatch, entries, snippets, *options):
     """(features, annotations written) of raw features of so many ``snippets`` each; ``entries`` as in a file."""
     os.makedirs(str(tmp_path / "raw"))
     for name, count in snippets.items():
-        np.save(str(tmp_path / "raw" / (name + ".npy")), np.random.RandomState(count).randn(count, 6))
+        np.save(str(tmp_path / "raw" / (name + ".npy")), np.random.RandomState(count).randn(count, 8))
     (tmp_path / "anno.json").write_text(json.dumps(entries))
     run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path / "out", "--video_anno", tmp_path / "anno.json",
-        "--write_anno", tmp_path / "new.json", "--temporal_scale", 20, "--feat_dim", 6, *options)
-    return ({name: read_csv(str(tmp_path / "out" / "csv_mean_20" / (name + ".csv"))) for name in snippets},
+        "--write_anno", tmp_path / "new.json", "--temporal_scale", 20, "--feat_dim", 8, *options)
+    return ({path.name[:-4]: read_csv(str(path)) for path in (tmp_path / "out" / "csv_mean_20").iterdir()},
             read_videos({"video_anno": str(tmp_path / "new.json")}, "train"))
 
 
@@ -209,7 +209,7 @@ def test_features_at_another_rate_than_that_of_the_video_need_a_word(tmp_path, m
                                         r"they would cover 83 % of it: .*--feature_fps"):
         prepared(tmp_path / "1", monkeypatch, {"v_a": entry}, {"v_a": raw})
     found, videos = prepared(tmp_path / "2", monkeypatch, {"v_a": entry}, {"v_a": raw}, "--feature_fps", 25)
-    np.testing.assert_allclose(found["v_a"], plain_rescaling(np.random.RandomState(raw).randn(raw, 6), 60 * 25, 60, 20),
+    np.testing.assert_allclose(found["v_a"], plain_rescaling(np.random.RandomState(raw).randn(raw, 8), 60 * 25, 60, 20),
                                rtol=1e-10, atol=1e-10)
     assert videos["v_a"].feature_seconds == pytest.approx(93 * 16 / 25)
     assert videos["v_a"].proposal_seconds == pytest.approx(93 * 16 / 25, rel=0.02)
@@ -224,8 +224,8 @@ def test_data_without_frames_are_covered_as_a_whole(tmp_path, monkeypatch):
     entry = {"duration": 40.0, "subset": "train", "annotations": []}
     entries = {"database": dict.fromkeys(("a", "v_b", "c"), entry)}
     found, videos = prepared(tmp_path, monkeypatch, entries, {"v_a": 50, "b": 7})
-    for name, count in (("v_a", 50), ("b", 7)):
-        raw = np.random.RandomState(count).randn(count, 6)
+    for name, count in (("a", 50), ("v_b", 7)):         # as they are annotated
+        raw = np.random.RandomState(count).randn(count, 8)
         np.testing.assert_allclose(found[name], plain_rescaling(raw, count * 16, 40, 20), rtol=1e-10, atol=1e-10)
     assert {name: video[:3] for name, video in videos.items()} == dict.fromkeys(("a", "v_b", "c"), (40.0, 40.0, 40.0))
 
