@@ -8,8 +8,9 @@ import numpy as np
 from bmn.data.annotations import read_videos, video_id
 from bmn.data.segments import iou, proposal_seconds
 from bmn.errors import UserError
+from bmn.files import inside
 from bmn.options import with_defaults
-from bmn.parallel import outcomes, without_errors
+from bmn.parallel import limited, outcomes, without_errors
 from bmn.results.result_files import proposals_as_json, write_results
 from bmn.results.score_tables import FOLDER, decode, pairs, read_table
 
@@ -148,19 +149,20 @@ def write_result(path: str, videos: Dict[str, dict], proposals_of: Dict[str, np.
 
 
 def BMN_post_processing(opt: dict) -> None:
-    """Make the result file from output/BMN_results/<video>.csv of the validation videos, with several processes.
+    """Make the result file from the tables BMN_results/<video>.csv of the validation videos, with several processes.
 
     Args:
-        opt: dict; video_info, video_anno, result_file, post_process_thread and the soft_nms options are read.
+        opt: dict; video_info, video_anno, output_dir, result_file, post_process_thread and the soft_nms options are
+            read.
 
     Raises:
         UserError: an annotation file or a table is missing or broken, or the result file cannot be written.
     """
     opt = with_defaults(opt)
-    videos = read_videos(opt, "validation")
+    videos, folder = read_videos(opt, "validation"), os.path.join(opt["output_dir"], FOLDER)
 
     def work(name):
-        return name, soft_nms(*read_table(os.path.join(FOLDER, name + ".csv")), opt)
+        return name, soft_nms(*read_table(inside(folder, name, ".csv")), opt)
 
-    proposals_of = dict(without_errors(outcomes(work, list(videos), opt["post_process_thread"])))
+    proposals_of = dict(without_errors(outcomes(work, list(videos), limited(opt["post_process_thread"]))))
     write_result(opt["result_file"], videos, proposals_of)

@@ -35,11 +35,16 @@ def write_report(opt: dict, videos: Dict[str, dict], result: evaluation.Evaluati
     Raises:
         UserError: the page cannot be written, or metrics.jsonl cannot be used.
     """
-    path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
+    path = report_path(opt)
     parts = [_summary(opt, videos, result), _curves(opt, result), _videos(videos, result, maps_of)]
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         handle.write(PAGE % "\n".join(parts))
     return path
+
+
+def report_path(opt: dict) -> str:
+    """Where the page of a run goes: beside opt["result_file"]."""
+    return os.path.join(os.path.dirname(opt["result_file"]), FILE)
 
 
 def _summary(opt, videos, result):

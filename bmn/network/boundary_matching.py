@@ -38,7 +38,7 @@ def sampling_weights(tscale: int, num_sample: int, num_sample_perbin: int, ratio
         (proposal, n, t, weight): three int64 arrays that say where each weight belongs, and float32 weights.
 
     Raises:
-        UserError: N * K is 1, and a single point has no step to the next.
+        UserError: N * K is 1, and a single point has no step to the next; or no point lies inside the video.
     """
     if num_sample * num_sample_perbin < 2:
         raise UserError("--num_sample 1 with --num_sample_perbin 1 leaves a single point to sample: raise one of them")
@@ -64,6 +64,9 @@ def _keys_and_weights(start, end, tscale, num_sample, num_sample_perbin, ratio):
     sample = np.repeat(np.arange(len(start) * num_sample), 2 * num_sample_perbin).reshape(t.shape)
     inside = (t >= 0) & (t < tscale)
     key, weight = (sample * tscale + t)[inside], weight[inside]
+    if not len(key):
+        raise UserError("--prop_boundary_ratio %g with %d points leaves no point inside the video: lower the ratio, or "
+                        "raise --num_sample" % (ratio, points))
     # Weights of one position in one sample are added in the order of the points, in float64, and rounded once.
     order = np.argsort(key, kind="stable")
     key, weight = key[order], weight[order]
