@@ -48,7 +48,7 @@ from bmn import parallel
 from bmn.data.annotations import read_annotations
 from bmn.data.feature_files import few, write_csv
 from bmn.data.features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
-from bmn.files import check_writable, write_json
+from bmn.files import check_writable, inside, write_json
 
 SAMPLES = 3             # samples of a bin
 MARGIN = 0.0001         # seconds: samples stay this far inside the outermost snippet centres
@@ -186,7 +186,7 @@ def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
         else:
             features = rescale_snippets(raw, videos[name]["duration_frame"], videos[name]["duration_second"],
                                         args.temporal_scale, args.snippet_frames)
-        write_csv(os.path.join(folder, name + ".csv"), features)
+        write_csv(inside(folder, name, ".csv"), features)
         return name, len(raw)
 
     snippets, flaws = {}, []

@@ -114,3 +114,15 @@ def test_fewer_epochs_than_are_done_are_refused(older):
     workshop, _ = older
     succeeded(run(workshop, "--train_epochs", 2, "--resume", "auto"))
     assert "has done 2 already: give 2 or more" in failed(run(workshop, "--train_epochs", 1, "--resume", "auto"))
+
+
+def test_output_dir_and_checkpoint_path_take_everything(workshop):
+    """The working folder may then be one that cannot be written."""
+    before = os.listdir(str(workshop.folder))
+    log = succeeded(run(workshop, "--mode", "full", "--train_epochs", 1, "--output_dir", "out/results",
+                        "--checkpoint_path", "out/run"))
+    assert sorted(os.listdir(str(workshop.folder))) == sorted([*before, "out"])
+    assert sorted(os.listdir(str(workshop.folder / "out/results"))) == [
+        "BMN_results", "evaluation_result.jpg", "report.html", "result_proposal.json"]
+    assert len(os.listdir(str(workshop.folder / "out/results/BMN_results"))) == 12
+    assert "report: %s" % os.path.join("out/results", "report.html") in log
