@@ -4,7 +4,7 @@ They know no device, no process group and no file: ``runtime`` (bmn/machine/devi
 ``precision`` (bmn/machine/amp.py) casts and steps. The host waits for the device only where something is logged; with
 float16 it also waits once a step, because of the scaling of the loss.
 """
-import itertools
+import functools
 import math
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
@@ -80,7 +80,8 @@ def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, run
         runtime.set_random_state(begun["random_state"])     # after iter(), which draws a number as it did before
     checked, iterations, timer = first, first + len(loader), _Timer(timing)
     pauses.begin(first)
-    for done, batch in enumerate(left, first + 1):
+    for done in range(first + 1, iterations + 1):
+        batch = _read(left, runtime)
         if done == first + WARM_UP + 1:
             runtime.synchronize()
             timer = _Timer(timing)
@@ -117,6 +118,12 @@ def _begun(history, timing, skipped, runtime):
     """What going on within the epoch needs beside the state of the training; ``keep`` in :func:`train_one_epoch`."""
     return {"steps": len(history), "losses": torch.stack(history).cpu(), "timing": dict(timing, skipped=skipped),
             "random_state": runtime.random_state()}
+
+
+def _read(left, runtime):
+    """The next item of an iterator, None after the last one. Meanwhile this process waits for nobody but its disk."""
+    with runtime.alone():
+        return next(left, None)
 
 
 def _losses(network, batch, precision, runtime, bm_mask, draws=None):
@@ -184,7 +191,9 @@ def validate(training: Any, loader: Iterable, blocks: Dict[int, List[int]], roun
     generator, rows, mine = torch.Generator(), [], zip(blocks, loader)
     pauses.begin()
     for done in range(1, rounds + 1):
-        for number, batch in itertools.islice(mine, 1):         # none where this rank has fewer blocks
+        block = _read(mine, runtime)            # None where this rank has fewer blocks
+        if block is not None:
+            number, batch = block
             generator.manual_seed(seed * 1000003 + number)
             draws = [torch.rand(batch[1].shape, generator=generator).to(runtime.device) for _ in range(2)]
             with torch.no_grad():
@@ -212,7 +221,7 @@ def infer(network: Any, loader: Iterable, precision: Any, runtime: Any) -> Itera
     ``loader`` yields (indices, features B x C x T).
     """
     network.eval()
-    for indices, features in loader:
+    for indices, features in iter(functools.partial(_read, iter(loader), runtime), None):
         with torch.no_grad(), precision.autocast():
             outputs = network(features.to(runtime.device, non_blocking=True), valid_only=True)
         yield (indices.tolist(), *(output.float().cpu().numpy() for output in outputs))

@@ -143,8 +143,9 @@ def train(opt, runtime, precision, owner):
             training.check_finite()
             state = dict(training.state_dict(), random_states=runtime.gather(runtime.random_state()))
             if runtime.is_main:
-                owner.check()
-                run_folder.save(opt["checkpoint_path"], state, is_best)
+                with runtime.alone():
+                    owner.check()
+                    run_folder.save(opt["checkpoint_path"], state, is_best)
             pauses.saved()
     runtime.barrier()       # the best checkpoint is on the disk before anybody reads it
     return training

@@ -7,7 +7,9 @@ BoundaryMatching.uses_bags, BMN._skips_cells, dataset.default_workers and main.l
 import os
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")   # a lost connection: our sentence instead of a page of C++
 
+import contextlib
 import json
 import pickle
 import random
@@ -23,7 +25,7 @@ import torch.distributed as dist
 
 from bmn.errors import UserError
 from bmn.machine import profiling
-from bmn.machine.processes import Member, join
+from bmn.machine.processes import Member, Peers, join
 
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
@@ -171,6 +173,10 @@ class Runtime:
             self._peers.leave()
             dist.destroy_process_group()
             self._peers = None
+
+    def alone(self) -> ContextManager[None]:
+        """A context in which this process waits for no other one, but perhaps for a disk. See :class:`Peers`."""
+        return self._peers.alone() if self._peers else contextlib.nullcontext()
 
     def log(self, text: str) -> None:
         """Print on rank 0, without delay; the other ranks print nothing."""
@@ -345,17 +351,20 @@ def setup(opt: dict) -> Runtime:
     """Choose the device, join the other processes, and log both in one line.
 
     Args:
-        opt: complete dict of options; device, DeviceID, is_distributed, world_size and local_rank are read.
+        opt: complete dict of options; device, DeviceID, is_distributed, world_size, local_rank and patience are read.
 
     Raises:
         UserError: the device cannot be used, or the processes cannot connect.
     """
     member = Member(opt)
+    peers = Peers(member, opt["patience"]) if member.world_size > 1 else None
     kind, why = choose(opt["device"])
     device = card(kind, opt["DeviceID"], member)
     if kind != "cpu":
         getattr(torch, kind).set_device(str(device))
-    store, peers = join(member, kind, BACKENDS[kind]) if member.world_size > 1 else (None, None)
+    store = join(member, kind, BACKENDS[kind]) if peers else None
+    if peers:
+        peers.ready()
     runtime = Runtime(kind, device, member, store, peers)
     many = ", %d processes over %s" % (member.world_size, BACKENDS[kind]) if member.world_size > 1 else ""
     runtime.log("device: %s%s%s" % (device, many, " (%s)" % why if why else ""))
