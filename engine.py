@@ -4,8 +4,10 @@ They know no device, no process group and no file: ``runtime`` (bmn/machine/devi
 ``precision`` (bmn/machine/amp.py) casts and steps. The host waits for the device only where something is logged; with
 float16 it also waits once a step, because of the scaling of the loss.
 """
+import functools
+import math
 import time
-from typing import Any, Dict, Iterable, Iterator, List
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 import torch
 
@@ -17,10 +19,15 @@ LOSSES = ("total", "tem", "pem_reg", "pem_cls")
 
 
 class _Timer:
-    """Samples and seconds of iterations, and how many of these seconds the loop waited for data."""
+    """Samples and seconds of iterations, and how many of these seconds the loop waited for data.
 
-    def __init__(self):
-        self.samples, self.iterations, self.data_time = 0, 0, 0.0
+    ``before`` is the :meth:`record` of an earlier part of the same epoch.
+    """
+
+    def __init__(self, before=None):
+        self.before = before or {"samples": 0, "iterations": 0, "data_time": 0.0, "seconds": 0.0}
+        self.samples, self.iterations = self.before["samples"], self.before["iterations"]
+        self.data_time = self.before["data_time"]
         self.began = self.waiting_since = time.perf_counter()
 
     def data_arrived(self):
@@ -32,37 +39,52 @@ class _Timer:
         self.waiting_since = time.perf_counter()
 
     def elapsed(self):
-        return time.perf_counter() - self.began
+        return time.perf_counter() - self.began + self.before["seconds"]
+
+    def record(self):
+        return {"samples": self.samples, "iterations": self.iterations, "data_time": self.data_time,
+                "seconds": self.elapsed()}
 
 
-def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, runtime: Any, log_every: int,
+def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, runtime: Any, pauses: Any,
+                    keep: Callable[[Any, dict], None], begun: Optional[dict] = None,
                     profiler: Any = None) -> Dict[str, Any]:
     """Train on every batch of ``loader`` once.
 
     Args:
         model: the network of ``training``, or its parallel wrapper.
         training: bmn.training.training.Training.
-        loader: yields (features B x C x T, IoU map B x T x T, start B x T, end B x T); has a length.
-        log_every: iterations between two lines of progress.
+        loader: yields (features B x C x T, IoU map B x T x T, start B x T, end B x T) of what is left of the epoch; has
+            a length.
+        pauses: bmn.machine.pauses.Pauses; it says after which steps to report, save or stop.
+        keep: called with a pause and ``begun``, where the state is to be saved; does not return where the run stops.
+        begun: of an interrupted epoch what ``keep`` got: ``steps`` (how many are done), ``losses`` float32 [steps, 4]
+            (of this rank), ``timing``, and ``random_state``.
         profiler: has ``step()``, called after each iteration.
 
     Returns:
         dict: ``losses`` {name: mean over iterations and ranks}, ``iterations``, ``skipped`` (steps whose gradients
         overflowed), ``time`` and ``data_time`` (seconds of the timed iterations, and of them spent waiting for data),
-        ``fps`` (samples of all ranks a second).
+        ``fps`` (samples of all ranks a second), ``begun`` (the epoch with all its steps, for ``keep``).
 
     Raises:
         UserError: a loss is not finite.
     """
     model.train()
-    epoch, skipped, iterations = training.epochs_done, training.precision.skipped, len(loader)
+    epoch, skipped = training.epochs_done, training.precision.skipped - (begun["timing"]["skipped"] if begun else 0)
     bm_mask = get_mask(training.network.temporal_scale, training.network.max_duration).to(runtime.device)
-    history, checked = [], 0                # losses of each iteration, on the device, and how many were looked at
-    timer = _Timer()
-    for iteration, batch in enumerate(loader):
-        if iteration == WARM_UP:
+    left, first, timing, history = iter(loader), 0, None, []     # history: losses of each iteration, on the device
+    if begun:
+        first, timing = begun["steps"], begun["timing"]
+        history = list(begun["losses"].to(runtime.device).unbind(0))
+        runtime.set_random_state(begun["random_state"])     # after iter(), which draws a number as it did before
+    checked, iterations, timer = first, first + len(loader), _Timer(timing)
+    pauses.begin(first)
+    for done in range(first + 1, iterations + 1):
+        batch = _read(left, runtime)
+        if done == first + WARM_UP + 1:
             runtime.synchronize()
-            timer = _Timer()
+            timer = _Timer(timing)
         timer.data_arrived()
         losses = _losses(model, batch, training.precision, runtime, bm_mask)
         training.precision.step(losses[0], training.optimizer)
@@ -70,18 +92,38 @@ def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, run
         if profiler is not None:
             profiler.step()
         timer.iteration_done(len(batch[0]) * runtime.world_size)
-        if (iteration + 1) % log_every == 0 or iteration + 1 == iterations:
+        pause = pauses.after(done)
+        if pause and done < iterations:
             recent = _finite_mean(history[checked:], runtime, epoch, checked)      # waits for the device
-            checked = len(history)
-            if iteration >= WARM_UP or iterations <= WARM_UP:
-                runtime.log(_progress(epoch, iteration + 1, iterations, recent, timer))
+            checked = done
+            if pause.report:
+                runtime.log(_progress(epoch, done, iterations, recent, timer))
+            if pause.save or pause.stop:
+                timed = timer.record() if done > first + WARM_UP else timer.before
+                keep(pause, _begun(history, timed, training.precision.skipped - skipped, runtime))
             timer.waiting_since = time.perf_counter()
     runtime.synchronize()
-    elapsed = timer.elapsed()
+    if checked < iterations:
+        recent = _finite_mean(history[checked:], runtime, epoch, checked)
+        runtime.log(_progress(epoch, iterations, iterations, recent, timer))
+    begun = _begun(history, timer.record(), training.precision.skipped - skipped, runtime)
+    elapsed = begun["timing"]["seconds"]
     mean = runtime.all_reduce_sum(torch.stack(history).sum(0)) / (len(history) * runtime.world_size)
     return {"losses": dict(zip(LOSSES, mean.tolist())), "iterations": iterations, "time": elapsed,
-            "skipped": training.precision.skipped - skipped, "data_time": timer.data_time,
-            "fps": timer.samples / elapsed}
+            "skipped": begun["timing"]["skipped"], "data_time": timer.data_time,
+            "fps": timer.samples / elapsed, "begun": begun}
+
+
+def _begun(history, timing, skipped, runtime):
+    """What going on within the epoch needs beside the state of the training; ``keep`` in :func:`train_one_epoch`."""
+    return {"steps": len(history), "losses": torch.stack(history).cpu(), "timing": dict(timing, skipped=skipped),
+            "random_state": runtime.random_state()}
+
+
+def _read(left, runtime):
+    """The next item of an iterator, None after the last one. Meanwhile this process waits for nobody but its disk."""
+    with runtime.alone():
+        return next(left, None)
 
 
 def _losses(network, batch, precision, runtime, bm_mask, draws=None):
@@ -122,7 +164,8 @@ def _progress(epoch, done, iterations, losses, timer):
                1000 * timer.data_time / timer.iterations, 1000 * step, left // 3600, left // 60 % 60, left % 60))
 
 
-def validate(training: Any, loader: Iterable, blocks: Dict[int, List[int]], runtime: Any, seed: int) -> Dict[str, Any]:
+def validate(training: Any, loader: Iterable, blocks: Dict[int, List[int]], rounds: int, runtime: Any, seed: int,
+             pauses: Any, keep: Callable[[Any], None]) -> Dict[str, Any]:
     """Loss over all validation videos, each once: the mean of the blocks, weighted by their videos.
 
     The losses are normalised by batch, so they are computed in fixed blocks with draws seeded by (seed, block). The
@@ -133,23 +176,42 @@ def validate(training: Any, loader: Iterable, blocks: Dict[int, List[int]], runt
             ranks may have different numbers of blocks.
         loader: yields the batches of ``blocks``, in order.
         blocks: {number: video indices}, those of this rank.
+        rounds: the largest number of blocks that a rank has.
+        pauses: bmn.machine.pauses.Pauses, as in :func:`train_one_epoch`.
+        keep: called with a pause where the state is to be saved; does not return where the run stops.
 
     Returns:
         dict: ``losses`` {name: mean}, ``iterations``: the number of blocks over all ranks.
+
+    Raises:
+        UserError: the loss is not finite.
     """
     network = training.network.eval()
     bm_mask = get_mask(network.temporal_scale, network.max_duration).to(runtime.device)
-    generator, rows = torch.Generator(), []
-    with torch.no_grad():
-        for number, batch in zip(blocks, loader):
+    generator, rows, mine = torch.Generator(), [], zip(blocks, loader)
+    pauses.begin()
+    for done in range(1, rounds + 1):
+        block = _read(mine, runtime)            # None where this rank has fewer blocks
+        if block is not None:
+            number, batch = block
             generator.manual_seed(seed * 1000003 + number)
             draws = [torch.rand(batch[1].shape, generator=generator).to(runtime.device) for _ in range(2)]
-            rows.append(torch.stack(_losses(network, batch, training.precision, runtime, bm_mask, draws)))
+            with torch.no_grad():
+                rows.append(torch.stack(_losses(network, batch, training.precision, runtime, bm_mask, draws)))
+        pause = pauses.after(done)
+        if pause and pause.report:
+            runtime.log("validation of epoch %d [%d/%d]" % (training.epochs_done, done, rounds))
+        if pause and (pause.save or pause.stop):
+            keep(pause)
     rows = torch.stack(rows).cpu().tolist() if rows else []
     mine = [(number, len(videos), row) for (number, videos), row in zip(blocks.items(), rows)]
     everyone = sorted(block for rank in runtime.gather(mine) for block in rank)
     videos = sum(count for _, count, _ in everyone)
     mean = [sum(count * row[i] for _, count, row in everyone) / videos for i in range(len(LOSSES))]
+    if not all(map(math.isfinite, mean)):
+        parts = ", ".join("%s %g" % pair for pair in zip(LOSSES, mean))
+        raise UserError("the validation loss of epoch %d is not finite (%s): lower --training_lr; the checkpoint that "
+                        "was there stays" % (training.epochs_done, parts))
     return {"losses": dict(zip(LOSSES, mean)), "iterations": len(everyone)}
 
 
@@ -159,7 +221,7 @@ def infer(network: Any, loader: Iterable, precision: Any, runtime: Any) -> Itera
     ``loader`` yields (indices, features B x C x T).
     """
     network.eval()
-    for indices, features in loader:
+    for indices, features in iter(functools.partial(_read, iter(loader), runtime), None):
         with torch.no_grad(), precision.autocast():
             outputs = network(features.to(runtime.device, non_blocking=True), valid_only=True)
         yield (indices.tolist(), *(output.float().cpu().numpy() for output in outputs))

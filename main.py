@@ -6,7 +6,7 @@ new proposals   python3 main.py --mode inference --data_path DIR --pth_path chec
 figures         python3 main.py --mode evaluate --result_file FILE
 detection       python3 main.py --mode detection --classification_file FILE
 """
-from bmn.errors import command_line, run_as_program
+from bmn.errors import TERMINATED, UserError, command_line, run_as_program
 from opts import parse_opt
 
 if __name__ == "__main__":      # before PyTorch is imported: --help and a mistake in an option are answered at once
@@ -15,43 +15,50 @@ if __name__ == "__main__":      # before PyTorch is imported: --help and a mista
 from bmn.machine import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
 import contextlib
 import functools
+import hashlib
 import itertools
-import json
 import os
-import sys
 
+import torch
 from tqdm import tqdm
 
 import engine
 import post_processing
+from bmn.data.annotation_files import paths_of
 from bmn.data.annotations import Annotations, remarks
 from bmn.data.features import open_features
 from bmn.data.ground_truth import ground_truth_of
 from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
-from bmn.files import check_writable, replacing, write_json
+from bmn.files import check_outputs, inside, write_json
 from bmn.inputs import check_input
 from bmn.machine import amp
+from bmn.machine.pauses import Pauses
 from bmn.network.onnx_network import OnnxNetwork
 from bmn.options import BEST
+from bmn.owner import Owner
+from bmn.parallel import limited
 from bmn.results.figures import picture_format
 from bmn.results.result_files import read_detections
 from bmn.results.score_tables import FOLDER, CsvExport
-from bmn.training import checkpoint
+from bmn.training import checkpoint, run_folder
 from bmn.training.training import Training
 from dataset import VideoDataSet, default_workers
+from detection import FILE as DETECTIONS
 from detection import evaluate_detection
 from eval import evaluation_proposal
 from models import BMN
-from report import write_report
+from report import report_path, write_report
 
+TRAINING = ("train", "full")        # the modes that train
+INPUTS = ("video_info", "data_path", "ground_truth", "classification_file", "blocked", "onnx")      # none is written
 LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss: %.03f, pem reg_loss: %.03f, "
              "total_loss: %.03f")
 
 
 def main(arguments):
     opt = vars(arguments)
-    with device.setup(opt) as runtime:
-        annotations = ground_truth = None
+    with device.setup(opt) as runtime, owned(opt, runtime) as owner:
+        ground_truth = None
         if runtime.is_main:         # the machines of a run need not share a disk
             check_files(opt, runtime)
             if opt["mode"] != "train":
@@ -61,34 +68,55 @@ def main(arguments):
         annotations = open_annotations(opt, runtime)
         precision = amp.choose(runtime.kind, opt["opt_level"], opt["loss_scale"])
         runtime.log("precision: %s (--opt_level %s)" % (precision.description, opt["opt_level"]))
-        if opt["mode"] in ("train", "full"):
-            train(dict(opt, mode="train"), runtime, precision, annotations)
-        if opt["mode"] in ("inference", "full"):
-            infer(dict(opt, mode="inference", pth_path=network_of(opt)), runtime, precision, annotations, ground_truth)
+        if opt["mode"] in TRAINING:
+            training = train(dict(opt, mode="train"), runtime, precision, annotations, owner)
+        if opt["mode"] == "inference":
+            infer(opt, runtime, precision, annotations, ground_truth)
+        if opt["mode"] == "full":
+            best = os.path.join(opt["checkpoint_path"], BEST)
+            infer(dict(opt, mode="inference", pth_path=best), runtime, precision, annotations, ground_truth,
+                  training.best_record)
 
 
-def network_of(opt):
-    """The checkpoint that inference reads: --pth_path, or in --mode full the best of this run."""
-    return os.path.join(opt["checkpoint_path"], BEST) if opt["mode"] == "full" else opt["pth_path"]
+def owned(opt, runtime):
+    """The checkpoint folder as this run's own while it lasts, where it trains; rank 0 alone writes there."""
+    if opt["mode"] in TRAINING and runtime.is_main:
+        return Owner(opt["checkpoint_path"], "checkpoint_path", runtime.log)
+    return contextlib.nullcontext()
 
 
 def check_files(opt, runtime):
-    """Find out now, not after ten epochs, that an input does not exist or that an output cannot be written."""
+    """Find out now, not after ten epochs, that an input cannot be read or an output cannot be written."""
     for name in ("onnx", "classification_file", "ground_truth", "blocked"):
         if opt[name]:
             check_input(opt[name], "--" + name)
     if opt["resume"] not in ("", "auto"):
         check_input(opt["resume"], "--resume", "give a checkpoint, or auto")
-    starts_from_a_network = opt["finetune"] if opt["mode"] in ("train", "full") else opt["mode"] == "inference"
+    starts_from_a_network = opt["finetune"] if opt["mode"] in TRAINING else opt["mode"] == "inference"
     if starts_from_a_network and not opt["onnx"]:
         check_input(opt["pth_path"], "--pth_path", "give a checkpoint, or train first")
-    if opt["mode"] in ("train", "full"):
-        check_writable(os.path.join(opt["checkpoint_path"], "opts.json"))
+    if opt["mode"] in TRAINING:
         runtime.check_profiler(opt["profile"])
+    inputs = {"--" + name: opt[name] for name in INPUTS if opt[name]}
+    inputs.update(("--video_anno", path) for path in paths_of(opt["video_anno"]))
+    check_outputs(outputs(opt), inputs)
     if opt["mode"] != "train":
-        check_writable(opt["result_file"])
-        check_writable(opt["save_fig_path"])
         picture_format(opt["save_fig_path"])
+
+
+def outputs(opt):
+    """{what it is: path} of every file that this run writes."""
+    files = {"--result_file": opt["result_file"], "--save_fig_path": opt["save_fig_path"],
+             "the report": report_path(opt)}
+    if opt["save_csv"]:
+        files["a table of --output_dir"] = os.path.join(opt["output_dir"], FOLDER, "video.csv")
+    if opt["mode"] == "detection":
+        return {"the detections": os.path.join(os.path.dirname(opt["result_file"]), DETECTIONS)}
+    if opt["mode"] == "evaluate":
+        return {name: files[name] for name in ("--save_fig_path", "the report")}
+    checkpoints = {name + " of --checkpoint_path": os.path.join(opt["checkpoint_path"], name)
+                   for name in (BEST, run_folder.LAST, run_folder.METRICS, "opts.json")}
+    return dict(checkpoints if opt["mode"] in TRAINING else {}, **(files if opt["mode"] != "train" else {}))
 
 
 def open_annotations(opt, runtime):
@@ -100,48 +128,89 @@ def open_annotations(opt, runtime):
     return annotations
 
 
-def train(opt, runtime, precision, annotations):
+def train(opt, runtime, precision, annotations, owner):
     """Train for --train_epochs epochs, validate after each, keep the last and the best checkpoint."""
     local_batch_size = runtime.local_batch_size(opt["batch_size"])
+    training, begun = begin(opt, runtime, precision)
     training_videos, validation_videos = open_datasets(opt, runtime, annotations, "train", "validation")
     labelled = any(video.actions for video in validation_videos.videos.values())
     if not labelled:
         runtime.log("none of the %d validation videos has an action, so their losses say nothing: the best checkpoint "
                     "is the last one" % len(validation_videos))
+    check_same_videos(begun, training_videos, opt)
     batches = TrainingBatches(len(training_videos), local_batch_size, opt["seed"], runtime.rank, runtime.world_size)
     blocks = rank_blocks(len(validation_videos), runtime.rank, runtime.world_size)
+    rounds = len(rank_blocks(len(validation_videos), 0, runtime.world_size))
     training_loader = load(training_videos, batches, opt, runtime)
     validation_loader = load(validation_videos, list(blocks.values()), opt, runtime)
-
-    training = begin(opt, runtime, precision)
     if runtime.is_main:
         write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
+
     model = runtime.wrap(training.network)
     first = training.epochs_done
-    for epoch in range(first, opt["train_epochs"]):
-        batches.epoch, learning_rate = epoch, training.learning_rate
-        runtime.reset_peak_memory()
-        with runtime.profiler(opt["profile"] if epoch == first else "") as profiler:
-            trained = engine.train_one_epoch(model, training, training_loader, runtime,
-                                             log_every=10 if sys.stdout.isatty() else 100, profiler=profiler)
-        validated = engine.validate(training, validation_loader, blocks, runtime, opt["seed"])
-        log_epoch(runtime, epoch, trained, validated)
-        is_best = training.end_epoch({
-            "fps": trained["fps"], "time": trained["time"], "data_time": trained["data_time"],
-            "iterations": trained["iterations"], "epoch": epoch, "lr": learning_rate, "train": trained["losses"],
-            "validation": validated["losses"], "skipped_steps": precision.skipped,
-            "peak_memory_mb": runtime.peak_memory_mb(), "device": runtime.kind, "world_size": runtime.world_size,
-            "videos": {"training": len(training_videos), "validation": len(validation_videos),
-                       "left_out": training_videos.left_out + validation_videos.left_out},
-        }, validated["losses"]["total"] if labelled else None)
-        state = dict(training.state_dict(), random_states=runtime.gather(runtime.random_state()))
-        if runtime.is_main:
-            save(opt["checkpoint_path"], state, is_best)
+    with Pauses(runtime, opt["log_seconds"], opt["save_every"]) as pauses:
+        keep = functools.partial(keep_within_epoch, training, training_videos, opt, runtime, owner)
+        for epoch in range(first, opt["train_epochs"]):
+            batches.epoch, batches.done, learning_rate = epoch, begun["steps"] if begun else 0, training.learning_rate
+            runtime.reset_peak_memory()
+            with runtime.profiler(opt["profile"] if epoch == first else "") as profiler:
+                trained = engine.train_one_epoch(model, training, training_loader, runtime, pauses, keep, begun,
+                                                 profiler)
+            validated = engine.validate(training, validation_loader, blocks, rounds, runtime, opt["seed"], pauses,
+                                        functools.partial(keep, begun=trained["begun"]))
+            log_epoch(runtime, epoch, trained, validated)
+            begun, is_best = None, training.end_epoch({
+                "fps": trained["fps"], "time": trained["time"], "data_time": trained["data_time"],
+                "iterations": trained["iterations"], "epoch": epoch, "lr": learning_rate, "train": trained["losses"],
+                "validation": validated["losses"], "skipped_steps": precision.skipped,
+                "peak_memory_mb": runtime.peak_memory_mb(), "device": runtime.kind, "world_size": runtime.world_size,
+                "videos": {"training": len(training_videos), "validation": len(validation_videos),
+                           "left_out": training_videos.left_out + validation_videos.left_out},
+            }, labelled)
+            training.check_finite()
+            state = dict(training.state_dict(), random_states=runtime.gather(runtime.random_state()))
+            if runtime.is_main:
+                with runtime.alone():
+                    owner.check()
+                    run_folder.save(opt["checkpoint_path"], state, is_best)
+            pauses.saved()
     runtime.barrier()       # the best checkpoint is on the disk before anybody reads it
+    return training
+
+
+def keep_within_epoch(training, videos, opt, runtime, owner, pause, begun):
+    """Save a run within an epoch. Ends it, with the status that a shell gives to SIGTERM, if the pause says so."""
+    training.check_finite()
+    everyone = runtime.gather((begun["losses"], begun["random_state"]))
+    if runtime.is_main:
+        owner.check()
+        within = {"steps": begun["steps"], "timing": begun["timing"], "losses": [losses for losses, _ in everyone],
+                  "videos": digest_of(videos.video_list)}
+        path = os.path.join(opt["checkpoint_path"], run_folder.LAST)
+        checkpoint.save(path, dict(training.state_dict(), within_epoch=within,
+                                   random_states=[random_state for _, random_state in everyone]))
+        runtime.log("%ssaved after step %d of epoch %d in %s%s" % (
+            pause.stop and pause.stop + ": ", begun["steps"], training.epochs_done, path,
+            ", --resume auto goes on there" if pause.stop else ""))
+    if pause.stop:
+        runtime.barrier()   # nobody leaves before the file is whole
+        raise SystemExit(TERMINATED)
+
+
+def digest_of(names):
+    """A number that tells one list of videos from another."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def check_same_videos(begun, videos, opt):
+    """Check that the epoch that was begun can go on with the videos that are left of it."""
+    if begun and begun["videos"] != digest_of(videos.video_list):
+        raise UserError("--resume %s goes on within an epoch, but the training videos are others now: give the same "
+                        "data, or start from its network with --finetune 1 --pth_path" % opt["resume"])
 
 
 def begin(opt, runtime, precision):
-    """A Training with the same weights on every rank: a new one, or what --resume goes on with."""
+    """(Training with the same weights on every rank, None or the epoch that --resume goes on within)."""
     device.seed_everything(opt["seed"])
     network = BMN(opt)
     if opt["finetune"]:
@@ -150,26 +219,37 @@ def begin(opt, runtime, precision):
     device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
     path = opt["resume"]
     if path == "auto":
-        path = os.path.join(opt["checkpoint_path"], checkpoint.LAST)
+        path = os.path.join(opt["checkpoint_path"], run_folder.LAST)
         if not runtime.broadcast(os.path.exists(path)):
             runtime.log("--resume auto: there is no %s yet, so this is a new run" % path)
             path = ""
-    if path:
-        resume(training, path, opt, runtime)
-    return training
+    return training, resume(training, path, opt, runtime) if path else None
 
 
 def resume(training, path, opt, runtime):
-    """Go on with the run in the checkpoint ``path``."""
+    """Go on with the run in the checkpoint ``path``. Returns the epoch that it had begun, or None."""
     state = read_checkpoint(path, runtime)
     training.load_state_dict(state)
-    if len(state["random_states"]) == runtime.world_size:
-        runtime.set_random_state(state["random_states"][runtime.rank])
+    within, states = state.get("within_epoch"), state["random_states"]
+    if training.epochs_done + bool(within) > opt["train_epochs"]:
+        raise UserError("--train_epochs %d, but %s has done %d%s already: give %d or more"
+                        % (opt["train_epochs"], path, training.epochs_done, " and begun another" if within else "",
+                           training.epochs_done + bool(within)))
+    if runtime.is_main:
+        run_folder.complete(opt["checkpoint_path"], state, training.best_record)
+    same = len(states) == runtime.world_size
+    if same:
+        runtime.set_random_state(states[runtime.rank])
     else:
         runtime.log("%s was written by %d processes, and these are %d: from here on, the losses draw other random "
-                    "numbers than in a run that was never stopped"
-                    % (path, len(state["random_states"]), runtime.world_size))
-    runtime.log("resumed from %s: %d of %d epochs are done" % (path, state["epoch"], opt["train_epochs"]))
+                    "numbers than in a run that was never stopped" % (path, len(states), runtime.world_size))
+    runtime.log("resumed from %s: %d of %d epochs are done%s"
+                % (path, training.epochs_done, opt["train_epochs"],
+                   ", and %d steps of the next" % within["steps"] if within else ""))
+    if within:
+        losses = within["losses"][runtime.rank] if same else torch.stack(within["losses"]).mean(0)
+        return dict(within, losses=losses, random_state=runtime.random_state())
+    return None
 
 
 def log_epoch(runtime, epoch, trained, validated):
@@ -208,24 +288,14 @@ def read_checkpoint(path, runtime, ema=0):
     return state
 
 
-def save(folder, state, is_best):
-    """Write the best checkpoint if this epoch is the best, then the last one, then a JSON line for each epoch done.
+def infer(opt, runtime, precision, annotations, ground_truth, record=None):
+    """Proposals of the validation videos: --result_file, then AR@AN, the figure and the report.
 
-    In this order the best network is on the disk before the record that names it. A run that is killed in between
-    repeats the epoch.
+    ``record`` tells the network of this run's own training from any other that may lie in --pth_path.
     """
-    if is_best:
-        checkpoint.save(os.path.join(folder, BEST), state)
-    checkpoint.save(os.path.join(folder, checkpoint.LAST), state)
-    with replacing(os.path.join(folder, "metrics.jsonl")) as path, open(path, "w") as handle:
-        handle.writelines(json.dumps(line) + "\n" for line in state["metrics"])
-
-
-def infer(opt, runtime, precision, annotations, ground_truth):
-    """Proposals of the validation videos: --result_file, then AR@AN, the figure and the report."""
+    network = (OnnxNetwork(opt["onnx"], opt["layout"], opt["max_duration"]) if opt["onnx"] else
+               trained_network(opt, runtime, precision, record))
     videos, = open_datasets(opt, runtime, annotations, "validation")
-    layout = opt["layout"], opt["max_duration"]
-    network = OnnxNetwork(opt["onnx"], *layout) if opt["onnx"] else trained_network(opt, runtime, precision)
     found = propose(videos, network, opt, runtime, precision)
     if runtime.is_main:
         results = post_processing.write_result(opt["result_file"], videos.videos, found, ground_truth.spelled())
@@ -250,10 +320,13 @@ def evaluate(opt, runtime, ground_truth):
             runtime.log("figure: %s\nreport: %s" % (opt["save_fig_path"], write_report(opt, result)))
 
 
-def trained_network(opt, runtime, precision):
+def trained_network(opt, runtime, precision, record):
     """The network of --pth_path on the device, ready for inference."""
     network = BMN(opt)
-    checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
+    state = read_checkpoint(opt["pth_path"], runtime, opt["ema"])
+    if record is not None:
+        run_folder.check_is_of(state, record)
+    checkpoint.put_network(state, network)
     return precision.prepare(network.to(runtime.device))[0]
 
 
@@ -261,8 +334,12 @@ def propose(videos, network, opt, runtime, precision):
     """{name: proposals} of all videos, on rank 0. The ranks divide the work, and --save_csv exports the tables."""
     blocks = rank_blocks(len(videos), runtime.rank, runtime.world_size)
     loader = load(videos, list(blocks.values()), opt, runtime)
-    helpers = max(1, opt["post_process_thread"] // runtime.world_size)
-    export = (CsvExport(FOLDER, helpers, opt["layout"], opt["max_duration"]) if opt["save_csv"]
+    folder = os.path.join(opt["output_dir"], FOLDER)
+    if opt["save_csv"]:
+        for name in videos.video_list:
+            inside(folder, name, ".csv")        # so that a name that leads out of it shows before hours of work
+    helpers = limited(max(1, opt["post_process_thread"] // runtime.world_size), len(blocks))
+    export = (CsvExport(folder, helpers, opt["layout"], opt["max_duration"]) if opt["save_csv"]
               else contextlib.nullcontext())
     bar = tqdm(total=len(videos), desc="inference", unit="video", disable=None if runtime.is_main else True)
     found = {}

@@ -8,6 +8,9 @@ from typing import List, Optional, Sequence
 from bmn.errors import UserError
 from bmn.options import DATA_PATH_NAMES, GROUPS, OPTIONS, Option, with_defaults
 
+POINTS = 10 ** 8    # sampled points of all proposals, N * K * T * T; a million at the defaults
+FEW = 2 ** 14       # proposals whose points are at least held at once, however few there are
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
@@ -76,5 +79,9 @@ def check_together(opt: dict) -> None:
     if opt["soft_nms_low_thres"] > opt["soft_nms_high_thres"]:
         raise UserError("--soft_nms_low_thres %g is above --soft_nms_high_thres %g: swap them"
                         % (opt["soft_nms_low_thres"], opt["soft_nms_high_thres"]))
+    if opt["num_sample"] * opt["num_sample_perbin"] * max(opt["temporal_scale"] ** 2, FEW) > POINTS:
+        raise UserError("--num_sample %d, --num_sample_perbin %d and --temporal_scale %d give more points of proposals "
+                        "than a machine can hold: lower one of them"
+                        % (opt["num_sample"], opt["num_sample_perbin"], opt["temporal_scale"]))
     if opt["onnx"] and opt["mode"] != "inference":
         raise UserError("--onnx works only with --mode inference, but this is --mode %s" % opt["mode"])

@@ -9,9 +9,10 @@ from bmn.data.annotations import Video, read_videos
 from bmn.data.ground_truth import ground_truth_file, ground_truth_of
 from bmn.data.segments import iou
 from bmn.errors import UserError
+from bmn.files import inside
 from bmn.layouts import LAYOUTS
 from bmn.options import with_defaults
-from bmn.parallel import outcomes, without_errors
+from bmn.parallel import limited, outcomes, without_errors
 from bmn.results.result_files import proposals_as_json, write_results
 from bmn.results.score_tables import FOLDER, candidates, decode, pairs, read_table
 from bmn.values import video_id
@@ -162,21 +163,21 @@ def write_result(path: str, videos: Dict[str, Video], proposals_of: Dict[str, np
 
 
 def BMN_post_processing(opt: dict) -> None:
-    """Make the result file from output/BMN_results/<video>.csv of the validation videos, with several processes.
+    """Make the result file from the tables BMN_results/<video>.csv of the validation videos, with several processes.
 
     Args:
-        opt: dict; video_info, video_anno, ground_truth, result_file, post_process_thread and the soft_nms options are
-            read.
+        opt: dict; video_info, video_anno, ground_truth, output_dir, result_file, post_process_thread and the soft_nms
+            options are read.
 
     Raises:
         UserError: an annotation file or a table is missing or broken, or the result file cannot be written.
     """
     opt = with_defaults(opt)
-    videos = read_videos(opt, "validation")
+    videos, folder = read_videos(opt, "validation"), os.path.join(opt["output_dir"], FOLDER)
 
     def work(name):
-        return name, soft_nms(*read_table(os.path.join(FOLDER, name + ".csv")), opt)
+        return name, soft_nms(*read_table(inside(folder, name, ".csv")), opt)
 
-    proposals_of = dict(without_errors(outcomes(work, list(videos), opt["post_process_thread"])))
+    proposals_of = dict(without_errors(outcomes(work, list(videos), limited(opt["post_process_thread"]))))
     spelled = ground_truth_of(opt).spelled() if ground_truth_file(opt) else {}
     write_result(opt["result_file"], videos, proposals_of, spelled)

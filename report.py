@@ -39,12 +39,17 @@ def write_report(opt: dict, result: evaluation.Evaluation, videos: Optional[Dict
     Raises:
         UserError: the page cannot be written, or metrics.jsonl cannot be used.
     """
-    path = os.path.join(os.path.dirname(opt["result_file"]), FILE)
+    path = report_path(opt)
     parts = [_summary(opt, result, videos, training or {}), _curves(opt, result, videos is not None),
              _videos(result, videos, maps_of)]
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         handle.write(PAGE % "\n".join(parts))
     return path
+
+
+def report_path(opt: dict) -> str:
+    """Where the page of a run goes: beside opt["result_file"]."""
+    return os.path.join(os.path.dirname(opt["result_file"]), FILE)
 
 
 def _summary(opt, result, videos, training):

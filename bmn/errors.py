@@ -1,8 +1,13 @@
 """Errors that the user can correct, as opposed to errors in the program, and how a program starts and ends."""
 import importlib.util
+import os
+import signal
 import sys
+import threading
 from typing import Any, Callable
 
+INTERRUPTED = 128 + 2       # the status that a shell gives to a process that Ctrl-C ended
+TERMINATED = 128 + 15       # the status that a shell gives to a process that SIGTERM ended
 PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "tqdm")       # what every run may need, sooner or later
 
 
@@ -20,7 +25,15 @@ def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:
         parse: a function that reads sys.argv, in a module that imports nothing large.
         more_packages: the packages that this program needs besides PACKAGES.
     """
-    return run_as_program(lambda: (parse(), _check_packages(PACKAGES + more_packages))[0])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:       # and not where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, _interrupted)      # until run_as_program: a traceback of imports tells nothing
+    return _run(lambda: (parse(), _check_packages(PACKAGES + more_packages))[0])
+
+
+def _interrupted(number, frame):
+    sys.stderr.write("interrupted\n")
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _check_packages(names):
@@ -34,14 +47,36 @@ def _check_packages(names):
 def run_as_program(main: Callable[..., Any], *arguments: Any) -> Any:
     """Return ``main(*arguments)``. A UserError ends the process with one sentence on stderr, status 1, no traceback.
 
-    Ctrl-C ends the process with status 130.
+    Ctrl-C ends the process with status 130, SIGTERM and SIGUSR1 with 143; files that are half-written are removed.
     """
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is _interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for name in ("SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _terminated)
+    return _run(main, *arguments)
+
+
+def _terminated(number, frame):
+    signal.signal(number, signal.SIG_IGN)       # launchers send it twice
+    print("ended by %s" % signal.Signals(number).name, file=sys.stderr, flush=True)
+    sys.exit(TERMINATED)
+
+
+def _run(main, *arguments):
     try:
         return main(*arguments)
     except UserError as error:
         # An error in a data worker contains the worker's traceback; the sentence is at its end.
-        print("error: %s" % str(error).rsplit("UserError: ", 1)[-1].strip(), file=sys.stderr, flush=True)
-        sys.exit(1)
+        sentence = str(error).rsplit("UserError: ", 1)[-1].strip()
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        sentence = ("a process that loads data died (%s), perhaps for lack of memory, in /dev/shm too: lower "
+                    "--num_workers, or run it again with more memory" % str(error).partition(". ")[0].strip(". "))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    print("error: %s" % sentence, file=sys.stderr, flush=True)
+    sys.exit(1)

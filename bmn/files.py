@@ -3,7 +3,7 @@ import contextlib
 import json
 import os
 import tempfile
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator
 
 from bmn.errors import UserError
 from bmn.inputs import read_bytes
@@ -21,12 +21,16 @@ def replacing(path: str, durable: bool = True) -> Iterator[str]:
     If this process is killed, ``path`` still holds the complete old file or the complete new one. With ``durable`` this
     also holds after a power cut. It costs a wait for the disk, which is too slow for thousands of small files.
 
+    Where ``path`` is a link, the file that it leads to is replaced.
+
     Raises:
-        UserError: the folder cannot be made, a file cannot be written there, or the disk is full.
+        UserError: the folder cannot be made, a file cannot be written there, the disk is full, or ``path`` is a folder,
+            a device or the like.
     """
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
     temporary = None
     try:
+        _refuse_what_is_no_file(path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handle, temporary = tempfile.mkstemp(
             prefix="." + os.path.basename(path) + ".", suffix=".tmp", dir=os.path.dirname(path))
@@ -50,16 +54,71 @@ def check_writable(path: str) -> None:
     """Make the folder of ``path`` and check that a file can be written there. ``path`` itself is not touched.
 
     Raises:
-        UserError: no file can be written there, or ``path`` is a folder.
+        UserError: no file can be written there, or ``path`` is a folder, a device or the like.
     """
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
+        path = os.path.realpath(path)
+        _refuse_what_is_no_file(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with tempfile.TemporaryFile(dir=os.path.dirname(path)):
             pass
+    except (OSError, ValueError) as error:      # ValueError: a name with a zero byte
+        raise UserError("cannot write %s (%s): give a path that can be written"
+                        % (path, getattr(error, "strerror", None) or error)) from error
+
+
+def _refuse_what_is_no_file(path):
+    """Replacing it would remove a folder or, for the superuser, a device such as /dev/null from the machine."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise OSError(None, "it is a folder" if os.path.isdir(path) else "it is no regular file")
+
+
+def check_outputs(outputs: Dict[str, str], inputs: Dict[str, str]) -> None:
+    """Check that every output can be written, and that none is an input or another output.
+
+    Args:
+        outputs, inputs: {what a path is, as the user knows it: path}.
+
+    Raises:
+        UserError: a path cannot be written, or two are the same file.
+    """
+    seen = {os.path.realpath(path): what for what, path in inputs.items()}
+    for what, path in outputs.items():
+        check_writable(path)
+        other = seen.setdefault(os.path.realpath(path), what)
+        if other != what:
+            raise UserError("%s and %s are the same file, %s: give another name for one of them" % (other, what, path))
+
+
+def check_readable(what: str, path: str) -> None:
+    """Check that an input is a file that can be opened.
+
+    Raises:
+        UserError: it is missing, a folder, or not ours to read; ``what`` names it.
+    """
+    if not os.path.exists(path):
+        raise UserError("%s %s does not exist: check the path" % (what, path))
+    try:
         if os.path.isdir(path):
             raise IsADirectoryError(None, "it is a folder")
+        with open(path, "rb"):
+            pass
     except OSError as error:
-        raise UserError("cannot write %s (%s): give a path that can be written" % (path, error.strerror)) from error
+        raise UserError("%s %s cannot be read (%s): check the path and its permissions"
+                        % (what, path, error.strerror)) from None
+
+
+def inside(folder: str, name: str, ending: str) -> str:
+    """``<folder>/<name><ending>``, where ``name`` comes from data: an annotation or feature file that may be foreign.
+
+    Raises:
+        UserError: the path would lie outside the folder.
+    """
+    parts = name.replace(os.sep, "/").split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in name or os.path.splitdrive(name)[0]:
+        raise UserError("a video is called %.80r, which as a file would not lie in %s: rename it in the data"
+                        % (name, folder))
+    return os.path.join(folder, name + ending)
 
 
 def check_distinct(source: str, target: str) -> None:

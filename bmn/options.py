@@ -42,13 +42,32 @@ def _number(convert, holds, wanted):
     return parse
 
 
-INDEX = _number(int, lambda v: v >= 0, "a whole number of at least 0")
-COUNT = _number(int, lambda v: v >= 1, "a whole number of at least 1")
-AT_LEAST_2 = _number(int, lambda v: v >= 2, "a whole number of at least 2")
 WORD = _number(str, lambda v: v.strip() != "", "a word")
+
+
+def _count(least, most):
+    """A kind of option: a whole number in a range that a machine can serve."""
+    return _number(int, lambda v: least <= v <= most, "a whole number from %d to %d" % (least, most))
+
+
+def _path(text):
+    """A kind of option: the path of something that is written, so it cannot be empty."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError("%r is no path: give one, or leave the option out" % text)
+    return text
+
+
+MANY = 10 ** 9
+INDEX = _count(0, MANY)
+COUNT = _count(1, MANY)
+POSITIONS = _count(2, 4096)
+SAMPLES = _count(1, 1024)
+CHANNELS = _count(1, 2 ** 16)
+RATIO = _number(float, lambda v: 0 <= v <= 16, "a number from 0 to 16")
 SEED = _number(int, lambda v: 0 <= v < 2 ** 32, "a whole number from 0 to 4294967295")
 FLAG = _number(int, lambda v: v in (0, 1), "0 or 1")
 WORKERS = _number(int, lambda v: v >= -1, "a whole number of at least 0, or -1 for as many as suit the machine")
+SECONDS = _number(float, lambda v: 1 <= v <= MANY, "a number of seconds of at least 1")
 POSITIVE = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
 NOT_NEGATIVE = _number(float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
 FRACTION = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
@@ -62,13 +81,14 @@ GROUPS = {
                "train; inference: proposals of the validation videos and AR@AN; full: both; evaluate: measure "
                "--result_file as it is; detection: proposals times classes (--classification_file) and mAP"),
         Option("finetune", 0, FLAG, "1: start from the network in --pth_path"),
-        Option("checkpoint_path", "./checkpoint", str,
+        Option("checkpoint_path", "./checkpoint", _path,
                "folder of BMN_checkpoint.pth.tar, BMN_best.pth.tar, metrics.jsonl and opts.json"),
         Option("pth_path", "./checkpoint/" + BEST, str,
                "checkpoint for --finetune 1 and for --mode inference; else the best of --checkpoint_path"),
         Option("ema", 0, FLAG, "1: take the averaged (EMA) weights of --pth_path, where it has them"),
         Option("resume", "", str,
                "go on from this checkpoint, or 'auto': the last one of --checkpoint_path where there is one"),
+        Option("save_every", 0.0, NOT_NEGATIVE, "minutes after which a run is also saved within an epoch; 0: never"),
     ),
     "optimisation": (
         Option("training_lr", 0.001, POSITIVE, "learning rate of Adam"),
@@ -89,17 +109,17 @@ GROUPS = {
         Option("blocked", "", str, "file of videos to leave out: a name on each line, or a JSON list"),
         Option("data_path", "data/activitynet_feature_cuhk/", str,
                "folder that holds csv_mean_<T>/<video>.csv (also --data, --feature_path)"),
-        Option("temporal_scale", 100, AT_LEAST_2, "T, positions that a video is rescaled to"),
-        Option("feat_dim", 400, COUNT, "C, numbers of a feature"),
+        Option("temporal_scale", 100, POSITIONS, "T, positions that a video is rescaled to"),
+        Option("feat_dim", 400, CHANNELS, "C, numbers of a feature"),
         Option("num_workers", -1, WORKERS, "processes of each rank that load data; -1: as many as suit the machine"),
         Option("feature_cache", "auto", str, "auto, off, or a folder: where features are packed once for fast reading"),
         Option("feature_cache_dtype", "float32", ("float32", "float16"), "precision of the packed features"),
         Option("skip_missing", 0, FLAG, "go on without the videos whose features are missing"),
     ),
     "boundary matching": (
-        Option("num_sample", 32, COUNT, "N, sampled points of a proposal"),
-        Option("num_sample_perbin", 3, COUNT, "K, points averaged into one of them"),
-        Option("prop_boundary_ratio", 0.5, NOT_NEGATIVE,
+        Option("num_sample", 32, SAMPLES, "N, sampled points of a proposal"),
+        Option("num_sample_perbin", 3, SAMPLES, "K, points averaged into one of them"),
+        Option("prop_boundary_ratio", 0.5, RATIO,
                "how far a proposal is widened on either side, as a fraction of its length"),
         Option("layout", "reference", tuple(LAYOUTS),
                "whose map and samples: the reference's since 2020, or those that networks of reference2019, mmaction2 "
@@ -111,9 +131,12 @@ GROUPS = {
         Option("soft_nms_alpha", 0.4, POSITIVE, "width of the Gaussian decay"),
         Option("soft_nms_low_thres", 0.5, FRACTION, "IoU above which the shortest proposals suppress others"),
         Option("soft_nms_high_thres", 0.9, FRACTION, "the same for proposals as long as the video"),
-        Option("result_file", "./output/result_proposal.json", str, "JSON file of the proposals"),
-        Option("save_fig_path", "./output/evaluation_result.jpg", str, "picture of the AR-AN curve"),
-        Option("save_csv", 1, FLAG, "1: also write output/BMN_results/<video>.csv"),
+        Option("output_dir", "./output", _path, "folder of all results: tables, proposals, figure and report"),
+        Option("result_file", "./output/result_proposal.json", _path,
+               "JSON file of the proposals; the report is written beside it; else in --output_dir"),
+        Option("save_fig_path", "./output/evaluation_result.jpg", _path,
+               "picture of the AR-AN curve; else in --output_dir"),
+        Option("save_csv", 1, FLAG, "1: also write BMN_results/<video>.csv in --output_dir"),
         Option("ground_truth", "", str,
                "ground truth in ActivityNet's format; else Evaluation/data/activity_net_1_3_new.json where it exists, "
                "else derived from --video_info and --video_anno"),
@@ -131,6 +154,8 @@ GROUPS = {
         Option("world_size", 1, COUNT, "number of processes"),
         Option("opt_level", "O1", ("O0", "O1", "O2"), "O0: float32; O1: mixed precision; O2: apex only"),
         Option("loss_scale", 128.0, LOSS_SCALE, "factor on the loss in float16, -1: dynamic"),
+        Option("patience", 60.0, SECONDS, "seconds after which a process that stands still ends the whole run"),
+        Option("log_seconds", 30.0, SECONDS, "seconds between two lines of progress"),
         Option("profile", "", str, "folder for a trace of a few training steps"),
     ),
 }
@@ -148,10 +173,14 @@ def with_defaults(opt: dict) -> dict:
     """A new dict with every option of the table, and the values of ``opt`` where it has them.
 
     ``data_path`` is the first of ``data_path``, ``data`` and ``feature_path`` that is given. ``pth_path``, where it is
-    not given, is the best checkpoint of ``checkpoint_path``.
+    not given, is the best checkpoint of ``checkpoint_path``. ``result_file`` and ``save_fig_path``, where they are not
+    given, lie in ``output_dir``.
     """
     complete = dict(DEFAULTS)
     complete.update(opt)
+    for name in ("result_file", "save_fig_path"):
+        if not opt.get(name):
+            complete[name] = os.path.join(complete["output_dir"], os.path.basename(DEFAULTS[name]))
     complete["data_path"] = next((opt[name] for name in DATA_PATH_NAMES if opt.get(name)), complete["data_path"])
     if not opt.get("pth_path"):
         complete["pth_path"] = os.path.join(complete["checkpoint_path"], BEST)

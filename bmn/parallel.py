@@ -1,4 +1,5 @@
 """Work on many items by several processes, which end after the item in hand when their parent is gone."""
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,16 @@ CHUNK = 8       # items that a helper gets at a time
 def processors() -> int:
     """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limited(wanted: int, work: int = 1 << 30) -> int:
+    """How many of the processes that the user ``wanted`` have anything to do: one for each processor and each item.
+
+    Args:
+        wanted: what an option says.
+        work: number of items.
+    """
+    return max(1, min(wanted, processors(), work))
 
 
 def start_method() -> Optional[str]:
@@ -154,17 +165,29 @@ class Pool:
         """The life of a helper."""
         for one in inherited:   # a pipe ends only when no process holds its other end
             one.close()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is the parent's to handle
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Signals to the whole group are the parent's to handle. When it ends, the pipe ends, and then this helper.
+        ignore_signals()
         os.nice(self.niceness)
-        try:
+        with contextlib.suppress(OSError, EOFError):        # nobody waits for this any more
             while True:
                 for item in pipe.recv():
-                    pipe.send((False, _outcome(self.work, item)))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            pass                # nobody waits for this any more
-        except Exception as error:
-            pipe.send((True, error))
+                    try:
+                        answer = False, _outcome(self.work, item)
+                    except Exception as error:
+                        answer = True, error
+                    try:
+                        pipe.send(answer)
+                    except OSError:
+                        raise
+                    except Exception as error:              # what cannot be pickled
+                        pipe.send((True, error))
+
+
+def ignore_signals(_worker: Any = None) -> None:
+    """Leave the signals that a whole group of processes gets to the parent. For a helper, or as a worker_init_fn."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _outcome(work, item):

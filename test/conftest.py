@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")       # as bmn.machine.device, which programs import before torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.environ.get("BMN_SHARED", os.path.join(os.path.dirname(ROOT), "shared"))
 for _folder in (ROOT, os.path.join(ROOT, "tools"), os.path.dirname(os.path.abspath(__file__))):

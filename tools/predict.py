@@ -58,7 +58,7 @@ import post_processing
 from bmn.data.annotation_files import length_in_seconds, read_annotation_files
 from bmn.data.annotations import Video, read_entry
 from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
-from bmn.files import check_writable
+from bmn.files import check_outputs, inside
 from bmn.inputs import check_input, open_text
 from bmn.results import figures
 from bmn.training import checkpoint, recorded
@@ -190,13 +190,26 @@ def draw(path: str, name: str, video: Video, maps: Tuple[np.ndarray, ...], found
     figures.save(figures.prediction(name, video.proposal_seconds, start, end, confidence_map, found, truth), path)
 
 
+def check_paths(args: argparse.Namespace) -> None:
+    """Check now that the outputs can be written and overwrite no input.
+
+    Raises:
+        UserError: one cannot, or two paths are the same file.
+    """
+    inputs = {"FEATURES": args.features, "--checkpoint": args.checkpoint, "--video_anno": args.video_anno,
+              "--duration": args.duration}
+    outputs = {"--output": args.output, "a picture of --plot": args.plot and os.path.join(args.plot, "video.png")}
+    check_outputs({what: path for what, path in outputs.items() if path is not None},
+                  {what: path for what, path in inputs.items() if path})
+
+
 def main(args: argparse.Namespace) -> None:
-    if args.output:
-        check_writable(args.output)
+    check_paths(args)
     network, opt = open_network(args)
     source, names = find_videos(args.features, opt)
     if args.output:
         by_id(names, args.features)             # two names must not be one video in the result file
+    pictures = {name: inside(args.plot, name, ".png") for name in names} if args.plot else {}
     videos = read_lengths(args, names)
     say_how_files_are_read(source, names, print)
     for name in tqdm(names, "checking", unit="video", disable=None if len(names) > 1 else True):
@@ -208,7 +221,7 @@ def main(args: argparse.Namespace) -> None:
             maps = predict(network, runtime, read_features(source, name, videos[name], opt))
             found[name] = post_processing.proposals(*(one[None] for one in maps), opt)[0]
             if args.plot:
-                draw(os.path.join(args.plot, name + ".png"), name, videos[name], maps, found[name])
+                draw(pictures[name], name, videos[name], maps, found[name])
     for name in names:
         print_table(name, videos[name], found[name], args.top)
     if args.output:

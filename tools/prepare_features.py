@@ -57,7 +57,7 @@ from bmn.data.annotation_files import ROWS, AnnotationFile, frame_count, read_an
 from bmn.data.annotations import read_entry
 from bmn.data.feature_files import few, filled_columns, filled_up, write_csv
 from bmn.data.features import EXTENSIONS, HDF5_EXTENSIONS, FolderFeatures, Hdf5Features, say_how_files_are_read
-from bmn.files import check_writable, write_json
+from bmn.files import check_writable, inside, write_json
 from bmn.values import number, video_id
 
 SAMPLES = 3             # samples of a bin
@@ -239,8 +239,8 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
         else:
             frames = lengths[name].frames or len(raw) * args.snippet_frames
             features = rescale_snippets(raw, frames, lengths[name].seconds, args.temporal_scale, args.snippet_frames)
-        file = annotated.get(video_id(name), name) + ".csv"
-        write_csv(os.path.join(folder, file), filled_columns(features, filled_up(feat_dim)))
+        path = inside(folder, annotated.get(video_id(name), name), ".csv")
+        write_csv(path, filled_columns(features, filled_up(feat_dim)))
         return name, len(raw)
 
     snippets, flaws = {}, []

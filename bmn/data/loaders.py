@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bmn.errors import UserError
-from bmn.parallel import start_method
+from bmn.parallel import ignore_signals, start_method
 
 BLOCK = 16      # videos of a validation or inference block; the size is fixed, because losses are normalised by batch
 
@@ -23,13 +23,15 @@ class TrainingBatches:
 
     Attributes:
         epoch: number of the epoch, which the caller sets before it iterates.
+        done: steps of it that are done already; the rest is left. The caller sets it as well.
 
     Raises:
         UserError: there are fewer videos than a global batch has.
     """
 
     def __init__(self, count: int, local_batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
-        self.count, self.local_batch_size, self.seed, self.epoch = count, local_batch_size, seed, 0
+        self.count, self.local_batch_size, self.seed = count, local_batch_size, seed
+        self.epoch = self.done = 0
         self.batch_size = local_batch_size * world_size
         self.offset = rank * local_batch_size
         if count < self.batch_size:
@@ -37,13 +39,14 @@ class TrainingBatches:
                             % (self.batch_size, count, count))
 
     def __len__(self) -> int:
-        return self.count // self.batch_size
+        return self.count // self.batch_size - self.done
 
     def __iter__(self) -> Iterator[List[int]]:
         generator = torch.Generator()
         generator.manual_seed(self.seed * 1000003 + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
-        for first in range(self.offset, len(self) * self.batch_size, self.batch_size):
+        steps = self.count // self.batch_size
+        for first in range(self.offset + self.done * self.batch_size, steps * self.batch_size, self.batch_size):
             yield order[first:first + self.local_batch_size]
 
 
@@ -62,4 +65,5 @@ def load_batches(dataset: torch.utils.data.Dataset, batches: Iterable[List[int]]
                  pin_memory: bool = False) -> DataLoader:
     """A DataLoader over ``dataset`` that yields the ``batches``, lists of indices, in order."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
+                      worker_init_fn=ignore_signals if num_workers else None,
                       multiprocessing_context=start_method() if num_workers else None)

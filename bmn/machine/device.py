@@ -7,7 +7,10 @@ BoundaryMatching.uses_bags, BMN._skips_cells, dataset.default_workers and main.l
 import os
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")   # a lost connection: our sentence instead of a page of C++
 
+import contextlib
+import json
 import pickle
 import random
 import re
@@ -22,10 +25,11 @@ import torch.distributed as dist
 
 from bmn.errors import UserError
 from bmn.machine import profiling
-from bmn.machine.processes import Member, join
+from bmn.machine.processes import Member, Peers, join
 
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+KEPT_DECISIONS = 1000       # of the last ones; every process has read the earlier ones
 TORCH = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
 
@@ -151,14 +155,14 @@ class Runtime:
         self.kind, self.device = kind, device
         self.rank, self.world_size, self.local_rank = member.rank, member.world_size, member.local_rank
         self.is_main = member.rank == 0
-        self._store, self._peers, self._barriers = store, peers, 0
+        self._store, self._peers, self._barriers, self._decisions, self._stop = store, peers, 0, 0, ""
         self._api = None if kind == "cpu" else getattr(torch, kind)
 
     def __enter__(self) -> "Runtime":
         return self
 
     def __exit__(self, kind, error, trace):
-        if error is None:
+        if error is None or kind is SystemExit:     # all processes stop together after a signal
             self.close()
         elif isinstance(error, RuntimeError) and self._peers:
             self._peers.give_way()              # perhaps it only follows from the end of another process
@@ -169,6 +173,10 @@ class Runtime:
             self._peers.leave()
             dist.destroy_process_group()
             self._peers = None
+
+    def alone(self) -> ContextManager[None]:
+        """A context in which this process waits for no other one, but perhaps for a disk. See :class:`Peers`."""
+        return self._peers.alone() if self._peers else contextlib.nullcontext()
 
     def log(self, text: str) -> None:
         """Print on rank 0, without delay; the other ranks print nothing."""
@@ -229,6 +237,35 @@ class Runtime:
             pause = min(2 * pause, 0.2)
             arrived = self._store.add(name, 0)
 
+    def agreed(self, decision: Any) -> Any:
+        """Rank 0's ``decision``, anything that JSON can hold, on every process. It goes through the store.
+
+        Unlike :meth:`broadcast` it makes no process wait for its device.
+        """
+        if self.world_size == 1:
+            return decision
+        self._decisions += 1
+        name = "bmn/decision/%d"
+        if self.is_main:
+            self._store.set(name % self._decisions, json.dumps(decision))
+            if self._decisions > KEPT_DECISIONS and hasattr(self._store, "delete_key"):
+                self._store.delete_key(name % (self._decisions - KEPT_DECISIONS))
+            return decision
+        return json.loads(self._store.get(name % self._decisions).decode())
+
+    def ask_to_stop(self, why: str) -> None:
+        """Let :meth:`asked_to_stop` on rank 0 give ``why``, the name of a signal."""
+        if self.world_size > 1:
+            self._store.set("bmn/stop", why)
+            self._store.add("bmn/stops", 1)
+        self._stop = why
+
+    def asked_to_stop(self) -> str:
+        """What any process has given to :meth:`ask_to_stop`; "" where none has. For rank 0."""
+        if not self._stop and self.world_size > 1 and self._store.add("bmn/stops", 0):
+            self._stop = self._store.get("bmn/stop").decode()
+        return self._stop
+
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of the processes' tensors, on the device of ``tensor``: float32, of the same shape everywhere."""
         if self.world_size == 1:
@@ -241,6 +278,7 @@ class Runtime:
         """[value of rank 0, value of rank 1, ...] on every process. The values can be anything that pickle accepts."""
         if self.world_size == 1:
             return [value]
+        self.barrier()          # because one process may come to a collective long before another
         data = _packed(value)
         sizes = self._all_gather(torch.tensor([data.numel()]))
         padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
@@ -258,6 +296,7 @@ class Runtime:
         """Rank 0's ``value``, on every process. It can be anything that pickle accepts."""
         if self.world_size == 1:
             return value
+        self.barrier()
         data = _packed(value if self.is_main else None)
         size = torch.tensor([data.numel()], device=self.device)
         dist.broadcast(size, 0)
@@ -273,10 +312,18 @@ class Runtime:
         return state
 
     def set_random_state(self, state: Dict[str, torch.Tensor]) -> None:
-        """Set what :meth:`random_state` gave. The state of another kind of device is left out."""
-        torch.set_rng_state(state["cpu"].cpu())
-        if self._api and self.kind in state:
-            self._api.set_rng_state(state[self.kind].cpu(), self.device)
+        """Set what :meth:`random_state` gave. The state of another kind of device is left out.
+
+        Raises:
+            UserError: it is not a state of these random number generators.
+        """
+        try:
+            torch.set_rng_state(state["cpu"].cpu())
+            if self._api and self.kind in state:
+                self._api.set_rng_state(state[self.kind].cpu(), self.device)
+        except (RuntimeError, TypeError) as error:
+            raise UserError("the state of the random numbers in the checkpoint cannot be used (%s): use another "
+                            "checkpoint" % _first_line(error)) from None
 
     def check_profiler(self, folder: str) -> None:
         """Check that a trace can be made, and make its ``folder``. An empty ``folder`` means no trace.
@@ -304,17 +351,20 @@ def setup(opt: dict) -> Runtime:
     """Choose the device, join the other processes, and log both in one line.
 
     Args:
-        opt: complete dict of options; device, DeviceID, is_distributed, world_size and local_rank are read.
+        opt: complete dict of options; device, DeviceID, is_distributed, world_size, local_rank and patience are read.
 
     Raises:
         UserError: the device cannot be used, or the processes cannot connect.
     """
     member = Member(opt)
+    peers = Peers(member, opt["patience"]) if member.world_size > 1 else None
     kind, why = choose(opt["device"])
     device = card(kind, opt["DeviceID"], member)
     if kind != "cpu":
         getattr(torch, kind).set_device(str(device))
-    store, peers = join(member, kind, BACKENDS[kind]) if member.world_size > 1 else (None, None)
+    store = join(member, kind, BACKENDS[kind]) if peers else None
+    if peers:
+        peers.ready()
     runtime = Runtime(kind, device, member, store, peers)
     many = ", %d processes over %s" % (member.world_size, BACKENDS[kind]) if member.world_size > 1 else ""
     runtime.log("device: %s%s%s" % (device, many, " (%s)" % why if why else ""))

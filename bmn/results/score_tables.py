@@ -1,19 +1,18 @@
 """The scored pairs of a video: decoding the network's maps, and the CSV table of them in the reference's format."""
 import csv
 import functools
-import os
 from typing import Sequence, Tuple
 
 import numpy as np
 
 from bmn.errors import UserError
-from bmn.files import orjson, replacing
+from bmn.files import inside, orjson, replacing
 from bmn.inputs import open_text
 from bmn.layouts import LAYOUTS
 from bmn.parallel import Pool, without_errors
 
 COLUMNS = ("xmin", "xmax", "xmin_score", "xmax_score", "clr_score", "reg_socre", "score")   # spelled as in the format
-FOLDER = os.path.join("output", "BMN_results")
+FOLDER = "BMN_results"         # in --output_dir
 
 
 @functools.lru_cache(maxsize=8)
@@ -162,7 +161,7 @@ class CsvExport:
 
     def _write(self, batch):
         for name, *maps in zip(*batch):
-            write_table(os.path.join(self.folder, name + ".csv"), *maps, self.layout, self.max_duration)
+            write_table(inside(self.folder, name, ".csv"), *maps, self.layout, self.max_duration)
 
 
 def read_table(path: str) -> np.ndarray:

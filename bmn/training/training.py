@@ -4,11 +4,7 @@ from typing import Any, Optional
 import torch
 
 from bmn.errors import UserError
-from bmn.training import checkpoint, recorded
-
-# What a checkpoint holds beside the network, so that a run can go on; random_states is the caller's.
-_STATE_OF_A_RUN = ("optimizer", "scheduler", "precision", "best_loss", "options", "metrics", "random_states")
-_CANNOT_CHANGE = ("training_lr", "weight_decay", "step_size", "step_gamma")
+from bmn.training import checkpoint, run_state
 
 
 class Training:
@@ -22,7 +18,6 @@ class Training:
     Attributes:
         network, optimizer, scheduler, precision: the parts; the network is not the parallel wrapper.
         metrics: a dict of numbers for each epoch done.
-        best_loss: the lowest validation loss so far.
     """
 
     def __init__(self, network: torch.nn.Module, precision: Any, opt: dict):
@@ -30,7 +25,7 @@ class Training:
         self.network, self.optimizer = precision.prepare(network, optimizer)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, opt["step_size"], opt["step_gamma"])
         self.precision, self.options = precision, dict(opt)
-        self.metrics, self.best_loss = [], float("inf")
+        self.metrics = []
 
     @property
     def epochs_done(self) -> int:
@@ -38,49 +33,69 @@ class Training:
         return len(self.metrics)
 
     @property
+    def best_epoch(self) -> Optional[int]:
+        """The epoch of the lowest validation loss, counted from 0; None before the first."""
+        return run_state.best_epoch(self.metrics)
+
+    @property
+    def best_record(self) -> list:
+        """The records up to the best epoch. They tell its checkpoint from that of any other run."""
+        return [] if self.best_epoch is None else self.metrics[:self.best_epoch + 1]
+
+    @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def end_epoch(self, metrics: dict, validation_loss: Optional[float]) -> bool:
+    def end_epoch(self, metrics: dict, labelled: bool = True) -> bool:
         """Record an epoch and go to the next learning rate. Returns whether its network is the best so far.
 
-        A ``validation_loss`` of None says nothing: then the latest network is the best.
+        Where the validation videos are not ``labelled``, their loss says nothing: then the latest network is the best.
         """
-        is_best = validation_loss is None or validation_loss < self.best_loss
-        self.best_loss = self.best_loss if validation_loss is None else min(self.best_loss, validation_loss)
-        self.metrics.append(metrics)
+        self.metrics.append(metrics if labelled else dict(metrics, unlabelled=True))
         self.scheduler.step()
-        return is_best
+        return self.best_epoch == len(self.metrics) - 1
+
+    def check_finite(self) -> None:
+        """Check that the weights and the moments are finite, so that a failed training never replaces a checkpoint.
+
+        Raises:
+            UserError: one is not.
+        """
+        moments = [value for one in self.optimizer.state.values() for value in one.values()
+                   if isinstance(value, torch.Tensor)]
+        for name, tensor in [*self.network.named_parameters(), *(("the moments of Adam", one) for one in moments)]:
+            if not torch.isfinite(tensor).all():
+                raise UserError("the training has failed in epoch %d, because numbers in %s are not finite: lower "
+                                "--training_lr, and --resume auto goes on from the last checkpoint"
+                                % (self.epochs_done, name))
 
     def state_dict(self) -> dict:
         """All that a run needs to go on as if it had never stopped, except the random numbers of each rank."""
+        best = self.best_record
         return {"epoch": self.epochs_done, "state_dict": self.network.state_dict(),
                 "optimizer": _with_whole_steps(self.optimizer.state_dict()), "scheduler": self.scheduler.state_dict(),
-                "precision": self.precision.state_dict(), "best_loss": self.best_loss, "options": self.options,
-                "metrics": self.metrics}
+                "precision": self.precision.state_dict(), "options": self.options, "metrics": self.metrics,
+                "best_loss": best[-1]["validation"]["total"] if best else float("inf")}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from ``state``, as ``checkpoint.read`` returns it.
 
         Raises:
-            UserError: the checkpoint holds a network but no run, or a run of another kind.
+            UserError: the checkpoint holds a network but no run, a run of another kind, or something else.
         """
-        missing = [key for key in _STATE_OF_A_RUN if key not in state]
-        if missing:
-            raise UserError("checkpoint %s holds a network but no state of a run ('%s' is missing): start from it with "
-                            "--finetune 1 --pth_path instead of --resume" % (state["path"], missing[0]))
+        run_state.check_parts(state)
         checkpoint.put_network(state, self.network)
-        # PyTorch would silently take the values of the checkpoint.
-        recorded.check_options(state, {name: self.options[name] for name in _CANNOT_CHANGE})
+        run_state.check_values(state, self.optimizer, self.options)
+        known = self.scheduler.state_dict()
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict({name: value for name, value in state["scheduler"].items() if name in known})
             self.precision.load_state_dict(state["precision"])
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError("checkpoint %s: the state of its run does not fit this one (%s): resume with the options "
                             "that it was made with" % (state["path"], checkpoint.first_line(error))) from error
-        self.metrics, self.best_loss = state["metrics"], state["best_loss"]
+        self.metrics = state["metrics"]
 
 
 def _with_whole_steps(state):

@@ -4,6 +4,9 @@ import os
 import shutil
 
 import pytest
+import torch
+
+from models import BMN
 
 
 @pytest.fixture
@@ -123,4 +126,52 @@ def test_an_unwritable_output_is_refused(own):
     refused(own.main("--mode", "full", "--result_file", "occupied/result.json"), "occupied/result.json")
     refused(own.main("--mode", "full", "--save_fig_path", "occupied/figure.jpg"), "occupied/figure.jpg")
     refused(own.main("--mode", "full", "--save_fig_path", "figure.xyz"), "figure.xyz", "no picture format")
+    refused(own.main("--mode", "full", "--output_dir", "occupied"), "occupied")
+    refused(own.main("--mode", "full", "--result_file="), "--result_file")
+    refused(own.main("--mode", "full", "--result_file", "/dev/null"), "/dev/null", "no regular file")
+    refused(own.main("--mode", "full", "--result_file", "x.png", "--save_fig_path", "./x.png"), "same file")
+    anno = "data/activitynet_annotations/anet_anno_action.json"
+    refused(own.main("--mode", "full", "--result_file", anno), "--video_anno", "--result_file", "same file")
     nothing_written(own)
+
+
+@pytest.mark.parametrize("path", ["checkpoint/BMN_best.pth.tar", "checkpoint/BMN_checkpoint.pth.tar",
+                                  "checkpoint/metrics.jsonl", "checkpoint/opts.json", "output/report.html",
+                                  "output/result_proposal.json", "output/evaluation_result.jpg"])
+def test_a_folder_in_the_place_of_a_file_is_refused(own, path):
+    (own.folder / path).mkdir(parents=True)
+    refused(own.main("--mode", "full"), os.path.basename(path), "it is a folder")
+    nothing_written_but(own, path)
+
+
+def nothing_written_but(workshop, path):
+    (workshop.folder / path).rmdir()
+    nothing_written(workshop)
+
+
+def test_broken_ground_truth_is_found_before_the_training(own):
+    (own.folder / "truth.json").write_text('{"database": {}}')
+    refused(own.main("--mode", "full", "--ground_truth", "truth.json"), "ground truth truth.json")
+    refused(own.main("--mode", "full", "--ground_truth", "data"), "--ground_truth data", "folder")
+    nothing_written(own)
+
+
+def test_names_that_lead_out_of_the_output_folder_are_refused(own):
+    """They come from a packed file and a list that somebody else made."""
+    lists = own.folder / "data/activitynet_annotations"
+    victim = own.folder / "victim.csv"
+    victim.write_text("mine")
+    name = features(own)[0].name[:-4]
+    evil = "../../victim"
+    for path in (lists / "video_info_new.csv", lists / "anet_anno_action.json"):
+        path.write_text(path.read_text().replace(name, evil).replace(",training,", ",validation,"))
+    from bmn.data.packed_features import PackedFeatures, header_of
+    names = [row.split(",")[0] for row in own.text("data/activitynet_annotations/video_info_new.csv").splitlines()[1:]]
+    with open(str(own.folder / "foreign.safetensors"), "wb") as handle:
+        handle.write(header_of({one: [0, 0] for one in names}, 16, 8, "float32") + bytes(4 * 16 * 8 * len(names)))
+    assert evil in PackedFeatures(str(own.folder / "foreign.safetensors"), 16, 8)
+    state = {"epoch": 1, "state_dict": BMN({"temporal_scale": 16, "feat_dim": 8}).state_dict()}
+    torch.save(state, str(own.folder / "network.pth"))
+    process = own.main("--mode", "inference", "--pth_path", "network.pth", "--data_path", "foreign.safetensors")
+    refused(process, evil, "rename it in the data")
+    assert victim.read_text() == "mine"

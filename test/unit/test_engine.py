@@ -6,7 +6,7 @@ import torch
 import engine
 from bmn.data.loaders import load_batches, rank_blocks
 from bmn.errors import UserError
-from bmn.machine import amp, device
+from bmn.machine import amp, device, pauses
 from bmn.options import with_defaults
 from bmn.training.training import Training
 from loss_function import bmn_loss_func, get_mask
@@ -42,10 +42,15 @@ def begin(level="O0"):
     return Training(BMN(OPTIONS), amp.choose("cpu", level, 128), dict(OPTIONS, weight_decay=0))
 
 
-def train(runtime, videos, batches, training, log_every=100, profiler=None):
+class Never:
+    """Pauses that never come."""
+    begin = after = staticmethod(lambda *_: None)
+
+
+def train(runtime, videos, batches, training, when=Never, keep=None, begun=None, profiler=None):
     torch.manual_seed(2)
-    return engine.train_one_epoch(training.network, training, load_batches(videos, batches, 0), runtime, log_every,
-                                  profiler)
+    return engine.train_one_epoch(training.network, training, load_batches(videos, batches, 0), runtime, when, keep,
+                                  begun, profiler)
 
 
 def test_an_epoch_equals_the_plain_loop(runtime):
@@ -87,12 +92,53 @@ def test_progress_line_and_profiler(runtime, capsys):
         def step(self):
             self.steps += 1
     counter = Counter()
-    train(runtime, Videos(2), [[0, 1]] * 8, begin(), log_every=2, profiler=counter)
+    train(runtime, Videos(2), [[0, 1]] * 8, begin(), At({6: pauses.Pause(True, False, "")}), profiler=counter)
     lines = capsys.readouterr().out.splitlines()
     assert counter.steps == 8
     assert [line.split("]")[0] for line in lines] == ["epoch 0 [6/8", "epoch 0 [8/8"]
     assert all("FPS" not in line and not ("training" in line and "total_loss" in line) for line in lines)
     assert "data" in lines[0] and "step" in lines[0] and "ends in 0:00:" in lines[0]
+
+
+class At:
+    """Pauses at given steps: {steps done: pause}."""
+
+    def __init__(self, planned):
+        self.planned = planned
+
+    def begin(self, done=0):
+        pass
+
+    def after(self, done):
+        return self.planned.get(done)
+
+
+@pytest.mark.parametrize("level", ["O0", "O1"])
+@pytest.mark.parametrize("stop_after", range(1, 8))
+def test_an_epoch_that_was_stopped_goes_on_to_the_last_digit(runtime, rng, stop_after, level):
+    """The rest of it gives the uninterrupted epoch's weights and losses, and counts all of its timed samples."""
+    videos, batches = Videos(8), [rng.permutation(8)[:2].tolist() for _ in range(8)]
+    whole = begin(level)
+    expected = train(runtime, videos, batches, whole)
+    stopped, kept = begin(level), []
+
+    class Stop(Exception):
+        pass
+
+    def keep(pause, begun):
+        kept.append(begun)
+        raise Stop
+
+    with pytest.raises(Stop):
+        train(runtime, videos, batches, stopped, At({stop_after: pauses.Pause(False, False, "SIGTERM")}), keep)
+    begun, = kept
+    assert begun["steps"] == stop_after and begun["losses"].shape == (stop_after, 4)
+    torch.manual_seed(77)                                       # what another process may have drawn
+    result = engine.train_one_epoch(stopped.network, stopped, load_batches(videos, batches[stop_after:], 0), runtime,
+                                    Never, None, begun)
+    assert result["losses"] == expected["losses"] and result["iterations"] == 8
+    assert all(torch.equal(a, b) for a, b in zip(whole.network.parameters(), stopped.network.parameters()))
+    assert result["fps"] > 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_parts(runtime):
@@ -109,7 +155,7 @@ def test_validation_is_the_mean_of_the_blocks_and_is_repeatable(runtime):
 
     def validate(seed):
         loader = load_batches(videos, list(blocks.values()), 0)
-        return engine.validate(training, loader, blocks, runtime, seed)
+        return engine.validate(training, loader, blocks, len(blocks), runtime, seed, Never, None)
     before = [p.detach().clone() for p in network.parameters()]
     result = validate(7)
     assert result["iterations"] == 2 and result == validate(7) != validate(8)
@@ -121,6 +167,24 @@ def test_validation_is_the_mean_of_the_blocks_and_is_repeatable(runtime):
         with torch.no_grad():
             tem.append(float(bmn_loss_func(*network(x), iou, start, end, get_mask(T))[1]))
     assert result["losses"]["tem"] == pytest.approx((16 * tem[0] + 5 * tem[1]) / 21)
+
+
+def test_a_validation_that_is_not_finite_ends_the_run_and_shows_its_parts(runtime):
+    """The weights may have become NaN in the very last step, whose loss was finite."""
+    training, blocks = begin(), rank_blocks(5)
+    with torch.no_grad():
+        next(training.network.parameters())[0] = float("nan")
+    with pytest.raises(UserError, match=r"validation loss of epoch 0 is not finite \(total nan, tem nan"):
+        engine.validate(training, load_batches(Videos(5), list(blocks.values()), 0), blocks, 1, runtime, 7, Never, None)
+
+
+def test_a_validation_stops_after_a_block_also_where_this_rank_has_none_left(runtime):
+    blocks, stopped = rank_blocks(21), []
+    loader = load_batches(Videos(21), list(blocks.values()), 0)
+    engine.validate(begin(), loader, blocks, 3, runtime, 7, At({1: pauses.Pause(True, False, ""),
+                                                                3: pauses.Pause(False, False, "SIGTERM")}),
+                    stopped.append)
+    assert [pause.stop for pause in stopped] == ["SIGTERM"]
 
 
 def test_inference_gives_float32_maps_of_every_video(runtime):

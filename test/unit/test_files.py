@@ -6,7 +6,16 @@ import pytest
 
 from bmn import files
 from bmn.errors import UserError
-from bmn.files import check_distinct, check_writable, read_json, replacing, write_json
+from bmn.files import (
+    check_distinct,
+    check_outputs,
+    check_readable,
+    check_writable,
+    inside,
+    read_json,
+    replacing,
+    write_json,
+)
 
 
 def test_a_file_is_replaced_in_one_step_and_nothing_else_is_left(tmp_path):
@@ -73,3 +82,67 @@ def test_json_is_read_as_python_reads_it(tmp_path, monkeypatch, rng, fast):
         path = tmp_path / "x.json"
         path.write_bytes(text.encode("utf-8"))
         assert repr(read_json(str(path), "file")) == repr(json.loads(text.lstrip("\ufeff")))
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..", ".", "", "a//b", "a/./b", "x\0y"])
+def test_a_name_from_data_never_leaves_its_folder(tmp_path, name):
+    with pytest.raises(UserError, match="rename it in the data"):
+        inside(str(tmp_path / "tables"), name, ".csv")
+
+
+@pytest.mark.parametrize("name", ["v_a", "a/b", "..a", "a..b", " ", "v_$(x)", "-rf", "\u00e9"])
+def test_any_other_name_is_a_file_in_the_folder(tmp_path, name):
+    path = inside(str(tmp_path), name, ".csv")
+    assert path == os.path.join(str(tmp_path), name + ".csv")
+    assert os.path.realpath(path).startswith(str(tmp_path) + os.sep)
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A path that is neither a file nor a folder, as a device is."""
+    os.mkfifo(str(tmp_path / "pipe"))
+    return tmp_path / "pipe"
+
+
+def test_what_is_no_file_is_never_replaced(pipe):
+    before = os.lstat(str(pipe))
+    for attempt in (check_writable, lambda path: write_json(path, 1)):
+        with pytest.raises(UserError, match=r"cannot write .*it is no regular file"):
+            attempt(str(pipe))
+    assert os.lstat(str(pipe))[:2] == before[:2] and os.listdir(str(pipe.parent)) == ["pipe"]
+    for attempt in (check_writable, lambda path: write_json(path, 1)):
+        with pytest.raises(UserError, match="cannot write /dev/null"):
+            attempt("/dev/null")
+
+
+def test_the_file_that_a_link_leads_to_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("file", "nothing yet"):
+        (tmp_path / "link").symlink_to(tmp_path / "there" / name)
+        check_writable(str(tmp_path / "link"))
+        write_json(str(tmp_path / "link"), name)
+        assert json.loads((tmp_path / "there" / name).read_text()) == name and (tmp_path / "link").is_symlink()
+        (tmp_path / "link").unlink()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="cannot write"):
+        check_writable(str(tmp_path / "loop"))
+
+
+def test_outputs_differ_from_each_other_and_from_inputs(tmp_path):
+    (tmp_path / "in.json").write_text("1")
+    (tmp_path / "link").symlink_to(tmp_path / "in.json")
+    inputs = {"--video_anno": str(tmp_path / "in.json")}
+    check_outputs({"--a": str(tmp_path / "a"), "--b": str(tmp_path / "b")}, inputs)
+    with pytest.raises(UserError, match="--a and --b are the same file"):
+        check_outputs({"--a": str(tmp_path / "a"), "--b": str(tmp_path / "sub" / ".." / "a")}, inputs)
+    with pytest.raises(UserError, match="--video_anno and --a are the same file"):
+        check_outputs({"--a": str(tmp_path / "link")}, inputs)
+    assert (tmp_path / "in.json").read_text() == "1"
+
+
+def test_an_input_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "file").write_text("1")
+    check_readable("--onnx", str(tmp_path / "file"))
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match="--onnx "):
+            check_readable("--onnx", str(path))

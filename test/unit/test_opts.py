@@ -73,7 +73,14 @@ def test_inference_reads_the_best_checkpoint_of_checkpoint_path():
     (["--training_lr", "inf"], "--training_lr"), (["--loss_scale", "0"], "--loss_scale"),
     (["--opt_level", "O3"], "O3"), (["--save_csv", "2"], "0 or 1"),
     (["--seed", "4294967296"], "--seed"), (["--temporal_scale", "1"], "--temporal_scale"),
-    (["stray"], "stray"), (["--soft_nms_low_thres", "0.95"], "--soft_nms_high_thres"),
+    (["stray"], "stray"), (["--batch", "3"], "--batch"), (["--result_file="], "--result_file"),
+    (["--save_fig_path", " "], "--save_fig_path"), (["--checkpoint_path="], "--checkpoint_path"),
+    (["--output_dir="], "--output_dir"), (["--prop_boundary_ratio", "1e4"], "--prop_boundary_ratio"),
+    (["--feat_dim", "99999999999999999999"], "--feat_dim"), (["--num_sample", "99999999999999999999"], "--num_sample"),
+    (["--num_sample_perbin", "1000000"], "--num_sample_perbin"), (["--num_sample_perbin", "1024"], "points"),
+    (["--temporal_scale", "4097"], "--temporal_scale"), (["--temporal_scale", "4096"], "points"),
+    (["--patience", "0"], "--patience"), (["--log_seconds", "0"], "--log_seconds"), (["--save_every", "-1"], "0"),
+    (["--soft_nms_low_thres", "0.95"], "--soft_nms_high_thres"),
     (["--protocol", "kinetics"], "--protocol"), (["--onnx", "nowhere.onnx"], "--mode train"),
     (["--training_subset", " "], "--training_subset"), (["--classes", "0"], "--classes"),
     (["--finetune", "1", "--resume", "auto"], "--resume")])
@@ -87,3 +94,30 @@ def test_options_of_the_reference_are_completed():
     opt = with_defaults({"mode": "train", "feature_path": "features/", "temporal_scale": 16})
     assert opt["data_path"] == "features/" and opt["temporal_scale"] == 16 and opt["seed"] == 0
     assert with_defaults({})["data_path"] != "features/" and opt["pth_path"] == "./checkpoint/BMN_best.pth.tar"
+
+
+@pytest.mark.parametrize("argv, value", [
+    (["--training_lr", "1e-30"], 1e-30), (["--weight_decay", "0"], 0), (["--train_epochs", "1"], 1),
+    (["--batch_size", "1"], 1), (["--step_size", "1000000000"], 10 ** 9), (["--step_gamma", "1"], 1),
+    (["--seed", "0"], 0), (["--seed", "4294967295"], 2 ** 32 - 1), (["--temporal_scale", "2"], 2),
+    (["--temporal_scale", "1000"], 1000), (["--feat_dim", "1"], 1), (["--feat_dim", "65536"], 65536),
+    (["--num_workers", "-1"], -1), (["--num_workers", "0"], 0), (["--num_workers", "99999999999999999999"], None),
+    (["--num_sample", "1"], 1), (["--num_sample_perbin", "1"], 1), (["--prop_boundary_ratio", "0"], 0),
+    (["--prop_boundary_ratio", "16"], 16), (["--post_process_thread", "1"], 1), (["--soft_nms_alpha", "1e-9"], 1e-9),
+    (["--soft_nms_low_thres", "0"], 0), (["--soft_nms_high_thres", "1"], 1), (["--loss_scale", "-1"], -1),
+    (["--loss_scale", "1"], 1), (["--save_csv", "0"], 0), (["--skip_missing"], 1), (["--skip_missing", "0"], 0),
+    (["--local_rank", "0"], 0), (["--world_size", "1"], 1), (["--patience", "1"], 1), (["--log_seconds", "1"], 1),
+    (["--save_every", "0"], 0), (["--save_every", "0.5"], 0.5), (["--ground_truth", ""], ""), (["--onnx="], ""),
+    (["--resume="], ""), (["--profile="], ""), (["--result_file", "a b"], "a b")])
+def test_the_least_and_the_most_of_every_option_is_accepted(argv, value):
+    name = argv[0].partition("=")[0][2:]
+    found = vars(parse_opt(argv))[name]
+    assert found == (int(argv[1]) if value is None else value)
+
+
+def test_output_dir_moves_every_result_that_is_not_given():
+    opt = parse_opt(["--output_dir", "runs/7"])
+    assert opt.result_file == os.path.join("runs/7", "result_proposal.json")
+    assert opt.save_fig_path == os.path.join("runs/7", "evaluation_result.jpg")
+    opt = parse_opt(["--output_dir", "runs/7", "--result_file", "a/b.json"])
+    assert opt.result_file == "a/b.json" and opt.save_fig_path == os.path.join("runs/7", "evaluation_result.jpg")

@@ -1,10 +1,11 @@
 """How processes find each other and end together: real processes, forked from the test."""
+import contextlib
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import sys
-import threading
 import time
 
 import pytest
@@ -183,20 +184,27 @@ def wait_with_worker(runtime):
     time.sleep(60)
 
 
+def all_ready(ranks):
+    while not all(os.path.exists(rank.path + ".ready") for rank in ranks):
+        assert all(rank.process.exitcode is None for rank in ranks)
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("task", [wait_in_collective, wait_in_barrier, wait_with_worker])
 def test_a_killed_process_ends_the_others(launch, task, lost, monkeypatch, tmp_path):
     monkeypatch.setenv("NOTES", str(tmp_path / "child"))
     ranks = launch(task, 3)
-    while not all(os.path.exists(rank.path + ".ready") for rank in ranks):
-        time.sleep(0.05)
-    time.sleep(0.5)
+    all_ready(ranks)
+    if task is wait_with_worker:
+        while not all((tmp_path / ("child.%d" % number)).exists() for number in range(3)):
+            time.sleep(0.05)
     os.kill(ranks[lost].process.pid, signal.SIGKILL)
     killed_at = time.time()
     assert ranks[lost].ended() == -signal.SIGKILL
     for number in {0, 1, 2} - {lost}:
         assert ranks[number].ended() == 1 and time.time() - killed_at < 5
-        assert "error: rank %d ended before the run was done" % lost in ranks[number].text
+        assert "error: rank %d" % lost in ranks[number].text and "ended before the run was done" in ranks[number].text
         assert ranks[number].text.count("\n") == 1, ranks[number].text
         if task is wait_with_worker:
             with open(str(tmp_path / ("child.%d" % number))) as handle:
@@ -215,33 +223,105 @@ def is_gone(process):
     return False
 
 
-class Store(dict):
-    """The part of torch.distributed's key-value store that the watch needs."""
+@pytest.mark.parametrize("still", [0, 1])
+def test_a_process_that_stands_still_ends_the_others(launch, still):
+    """It is stopped, as by a machine that freezes. The others name it and its machine."""
+    ranks = launch(wait_in_collective, 3, [{"patience": 3.0}] * 3)
+    all_ready(ranks)
+    os.kill(ranks[still].process.pid, signal.SIGSTOP)
+    try:
+        for number in {0, 1, 2} - {still}:
+            assert ranks[number].ended(60) == 1
+            assert ("error: rank %d on machine %s " % (still, platform.node())) in ranks[number].text
+            assert "3 seconds (--patience)" in ranks[number].text and ranks[number].text.count("\n") == 1
+    finally:
+        os.kill(ranks[still].process.pid, signal.SIGKILL)
 
-    def set(self, name, value):
-        self[name] = value.encode()
 
-    def get(self, name):
-        while name not in self:
-            time.sleep(0.01)
-        return self[name]
+def read_a_frozen_disk(runtime):
+    if runtime.rank == 1:
+        with runtime.alone():
+            time.sleep(600)
+    runtime.barrier()
 
 
-def test_connections_without_the_token_are_refused():
-    store, connections = Store(), {}
-    welcome = threading.Thread(target=lambda: connections.update(processes._welcome(store, 2, 10)))
-    welcome.start()
-    port, token = store.get("bmn/watch").decode().split()
-    strangers = []
-    for hello in (b"GET / HTTP/1.1 and more than twenty bytes", bytes.fromhex(token)[:-1] + b"\0" * 5):
-        strangers.append(socket.create_connection(("127.0.0.1", int(port))))
-        strangers[-1].sendall(hello)
-    with socket.create_connection(("127.0.0.1", int(port))) as friend:
-        friend.sendall(bytes.fromhex(token) + (1).to_bytes(4, "big"))
-        welcome.join(10)
-    for connection in strangers + list(connections.values()):
-        connection.close()
-    assert list(connections) == [1]
+def test_a_process_that_waits_for_its_disk_stands_still(launch):
+    for rank in launch(read_a_frozen_disk, 2, [{"patience": 2.0}] * 2):
+        assert rank.ended(60) == 1 and "error: rank 1 on machine" in rank.text and "stands still" in rank.text
+
+
+def work_long(runtime):
+    """Longer than --patience, in a region that waits for nobody, and then for the others."""
+    until = time.time() + 4
+    with runtime.alone():
+        while runtime.rank == 1 and time.time() < until:
+            pass
+    runtime.barrier()
+
+
+def test_a_process_that_works_does_not_stand_still(launch):
+    assert [(rank.ended(60), rank.text) for rank in launch(work_long, 2, [{"patience": 2.0}] * 2)] == [(0, "")] * 2
+
+
+def do_nothing(runtime):
+    runtime.barrier()
+    time.sleep(1)
+
+
+def test_a_run_that_was_stopped_as_a_whole_goes_on(launch):
+    """As by Ctrl-Z, for longer than --patience."""
+    ranks = launch(do_nothing, 2, [{"patience": 2.0}] * 2)
+    all_ready(ranks)
+    for number, pause in ((signal.SIGSTOP, 7), (signal.SIGCONT, 0)):
+        for rank in ranks:
+            os.kill(rank.process.pid, number)
+        time.sleep(pause)           # the time itself is what is tried
+    assert [(rank.ended(60), rank.text) for rank in ranks] == [(0, "")] * 2
+
+
+def fail_before_joining(wanted):
+    if os.environ["RANK"] == "1":
+        raise UserError("rank 1 has no such device")
+    return "cpu", ""
+
+
+def test_the_others_do_not_wait_for_one_that_fails_before_it_joins(launch, monkeypatch):
+    monkeypatch.setattr(device, "choose", fail_before_joining)
+    ranks = launch(exchange, 2)
+    assert [rank.ended(60) for rank in ranks] == [1, 1]
+    assert ranks[1].text == "error: rank 1 has no such device\n"
+    assert "error: rank 1 on machine %s ended before the run was done" % platform.node() in ranks[0].text
+
+
+def test_nothing_listens_but_the_master_port_and_the_backend(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTES", str(tmp_path / "ports"))
+    ranks = launch(note_ports, 2)
+    assert [(rank.ended(60), rank.text) for rank in ranks] == [(0, "")] * 2
+    found = [sorted(map(int, (tmp_path / ("ports.%d" % rank)).read_text().split())) for rank in range(2)]
+    master = int((tmp_path / "ports.master").read_text())
+    assert master in found[0] and [len(ports) for ports in found] == [2, 1], found
+
+
+def note_ports(runtime):
+    """The ports on which this process listens: sockets of /proc/net that are among its open files."""
+    runtime.barrier()
+    mine = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            mine.add(os.readlink("/proc/self/fd/" + number))
+    ports = set()
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        if os.path.exists(table):
+            with open(table) as handle:
+                rows = [line.split() for line in handle][1:]
+            ports.update(int(row[1].rpartition(":")[2], 16) for row in rows
+                         if row[3] == "0A" and "socket:[%s]" % row[9] in mine)
+    with open("%s.%d" % (os.environ["NOTES"], runtime.rank), "w") as handle:
+        handle.write(" ".join(map(str, ports)))
+    if runtime.is_main:
+        with open(os.environ["NOTES"] + ".master", "w") as handle:
+            handle.write(os.environ["MASTER_PORT"])
+    runtime.barrier()
 
 
 def fail_on_2(runtime):
@@ -255,7 +335,7 @@ def test_only_the_failed_process_reports_the_error(launch):
     ranks = launch(fail_on_2, 3)
     assert [rank.ended() for rank in ranks] == [1, 1, 1]
     assert ranks[2].text == "error: this alone is wrong\n"
-    assert "rank 2 ended" in ranks[0].text and "rank 2 ended" in ranks[1].text
+    assert "rank 2 on machine" in ranks[0].text and "rank 2 on machine" in ranks[1].text
     assert "Traceback" not in ranks[0].text + ranks[1].text
 
 

@@ -9,6 +9,7 @@ import small_data
 import torch
 
 from bmn.data.annotations import Video
+from bmn.data.packed_features import header_of
 from bmn.errors import UserError
 from bmn.results import figures
 from bmn.training import checkpoint
@@ -192,4 +193,28 @@ def test_a_bad_file_is_reported_before_anything_is_computed(network, tmp_path, m
     (tmp_path / "new" / "v_b.csv").write_text("f0,f1\n1,x\n")
     with pytest.raises(UserError, match=r"v_b\.csv has 'x'"):
         run(monkeypatch, tmp_path, "new", "--duration", "5", "--plot", "pictures")
-    assert not (tmp_path / "pictures").exists()
+    assert os.listdir(str(tmp_path / "pictures")) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x"])
+def test_names_in_a_packed_file_lead_to_no_picture_outside_the_folder(network, tmp_path, monkeypatch, name):
+    name = name.replace("/x", str(tmp_path / "x")) if name == "/x" else name
+    with open(str(tmp_path / "foreign.safetensors"), "wb") as handle:
+        handle.write(header_of({name: [0, 0]}, 10, 8, "float32") + features("v_a").T.astype("<f4").tobytes())
+    (tmp_path / "x.png").write_text("mine")
+    before = sorted(os.listdir(str(tmp_path)))
+    with pytest.raises(UserError, match="would not lie in pictures: rename it in the data"):
+        run(monkeypatch, tmp_path, "foreign.safetensors", "--duration", "50", "--plot", "pictures")
+    assert (tmp_path / "x.png").read_text() == "mine"
+    assert sorted(set(os.listdir(str(tmp_path))) - {"pictures"}) == before
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--plot", "v_a.csv/here"], "cannot write"), (["--output", "v_a.csv"], "FEATURES and --output are the same file"),
+    (["--output", "checkpoint.pth.tar"], "--checkpoint and --output are the same file"),
+    (["--output", ""], "cannot write"), (["--output", "out", "--plot", "out"], None)])
+def test_outputs_are_looked_at_before_the_network(network, tmp_path, monkeypatch, options, words):
+    small_data.write_csv(str(tmp_path / "v_a.csv"), features("v_a"))
+    monkeypatch.setattr(predict, "open_network", lambda args: pytest.fail("too late"))
+    with pytest.raises(UserError if words else pytest.fail.Exception, match=words or "too late"):
+        run(monkeypatch, tmp_path, "v_a.csv", "--duration", "50", *options)

@@ -18,14 +18,18 @@ def new_run(**options):
     return Training(BMN(dict(SMALL, **options)), amp.Plain("float32"), dict(OPTIONS, **options))
 
 
+def record(epoch, loss):
+    return {"epoch": epoch, "fps": 1.5, "train": {"total": 2.0}, "validation": {"total": loss}}
+
+
 def train(training, epochs):
     """An epoch is one step here. Returns the losses."""
     losses = []
-    for epoch in range(epochs):
+    for _ in range(epochs):
         loss = sum((output - torch.rand(output.shape)).pow(2).sum()
                    for output in training.network(torch.rand(2, 8, 8)))
         training.precision.step(loss, training.optimizer)
-        training.end_epoch({"epoch": epoch, "fps": 1.5}, 0.25 + epoch)
+        training.end_epoch(record(training.epochs_done, 0.25 + training.epochs_done))
         losses.append(loss.item())
     return losses
 
@@ -45,8 +49,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_digit(written):
     training, state = new_run(), checkpoint.read(path)
     training.load_state_dict(state)
     torch.set_rng_state(state["random_states"][0]["cpu"])
-    assert (state["epoch"], training.epochs_done, training.best_loss) == (3, 3, 0.25)
-    assert training.metrics[0] == {"epoch": 0, "fps": 1.5} and state["options"] == OPTIONS
+    assert (state["epoch"], training.epochs_done, training.best_epoch) == (3, 3, 0)
+    assert training.metrics[0] == record(0, 0.25) and state["options"] == OPTIONS
     assert train(training, 3) == expected
 
 
@@ -70,11 +74,24 @@ def test_a_changed_option_of_the_optimisation_is_refused(written, option, value,
 def test_an_optimizer_state_that_does_not_fit_is_refused(written):
     state = checkpoint.read(written[0])
     state["optimizer"]["param_groups"] = []
-    assert "does not fit" in refusal(new_run().load_state_dict, state)
+    assert "its optimizer is not Adam" in refusal(new_run().load_state_dict, state)
 
 
 def test_the_best_epoch_has_the_lowest_loss():
     training = new_run()
     training.optimizer.step()
-    assert [training.end_epoch({}, loss) for loss in (0.5, 0.7, 0.4, 0.4)] == [True, False, True, False]
-    assert training.best_loss == 0.4 and training.epochs_done == 4
+    losses = (0.5, 0.7, 0.4, 0.4)
+    assert [training.end_epoch(record(*pair)) for pair in enumerate(losses)] == [True, False, True, False]
+    assert training.best_epoch == 2 and training.epochs_done == 4 and training.best_record == training.metrics[:3]
+    assert new_run().best_record == []
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda training: training.network.x_2d_p[6].bias.data.fill_(float("nan")),
+    lambda training: next(iter(training.optimizer.state.values()))["exp_avg_sq"].fill_(float("inf"))])
+def test_a_training_that_has_failed_is_not_saved(spoil):
+    training = new_run()
+    train(training, 1)
+    training.check_finite()
+    spoil(training)
+    assert "the training has failed in epoch 1" in refusal(training.check_finite)
