@@ -1,8 +1,10 @@
 """A run that is interrupted, in any way, goes on as if nothing had happened, or says in one sentence why it cannot."""
+import contextlib
 import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -79,15 +81,79 @@ def test_a_resumed_run_equals_the_uninterrupted_one(workshop, processes, opt_lev
     assert len({line["lr"] for line in losses(workshop, "whole")}) == 2
 
 
+def kill_and_resume(workshop, *arguments):
+    process = subprocess.run([sys.executable, os.path.join(ROOT, "test", "e2e", "kill_and_resume.py"), *arguments],
+                             cwd=str(workshop.folder), env=workshop.environment(), capture_output=True, text=True,
+                             check=False)
+    return json.loads(succeeded(process))
+
+
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(workshop):
     """There are BMN_KILLS of them, 12 where that is not set. The result equals the uninterrupted run."""
     kills = os.environ.get("BMN_KILLS", "12")
-    process = subprocess.run([sys.executable, os.path.join(ROOT, "test", "e2e", "kill_and_resume.py"), kills, "1",
-                              *COMMON, "--opt_level", "O0"], cwd=str(workshop.folder), env=workshop.environment(),
-                             capture_output=True, text=True, check=False)
-    counts = json.loads(succeeded(process))
+    counts = kill_and_resume(workshop, kills, "1", "KILL", "1", *COMMON, "--opt_level", "O0")
     succeeded(train(workshop, "--opt_level", "O0", "--train_epochs", counts["epochs"], "--checkpoint_path", "whole"))
+    same_run(workshop, "checkpoint", "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TORCH < (2, 0), reason="make test-legacy tries several processes there")
+@pytest.mark.parametrize(("ranks", "opt_level"), [("1", "O1"), ("2", "O0")])
+def test_signals_of_a_scheduler_change_nothing(workshop, ranks, opt_level):
+    """SIGTERM or SIGUSR1 at random moments, BMN_STOPS of them: the run is saved within its epoch and goes on there."""
+    common = (*COMMON[:-1], "4", "--opt_level", opt_level)              # six steps in an epoch
+    counts = kill_and_resume(workshop, os.environ.get("BMN_STOPS", "6"), "2", "TERM", ranks, *common)
+    succeeded(train(workshop, "--batch_size", "4", "--opt_level", opt_level, "--train_epochs", counts["epochs"],
+                    "--checkpoint_path", "whole", processes=int(ranks)))
+    same_run(workshop, "checkpoint", "whole")
+    assert counts["within"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_saved_every_so_often_loses_little(workshop):
+    """--save_every without a signal: killed, it goes on within the epoch, and the result is the same."""
+    common = ("--opt_level", "O0", "--batch_size", "2")                 # twelve steps in an epoch
+    command = [sys.executable, os.path.join(ROOT, "main.py"), *COMMON, *common, "--train_epochs", "100", "--save_every",
+               "0.001"]
+    process = subprocess.Popen(command, cwd=str(workshop.folder), env=workshop.environment(), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("saved after step "):
+            break
+    process.kill()
+    process.communicate()
+    state = checkpoint.read(str(workshop.folder / "checkpoint" / checkpoint.LAST))
+    epochs = state["epoch"] + 1
+    log = succeeded(train(workshop, *common, "--resume", "auto", "--train_epochs", epochs))
+    assert "steps of the next" in log or state["within_epoch"] is None
+    succeeded(train(workshop, *common, "--train_epochs", epochs, "--checkpoint_path", "whole"))
+    same_run(workshop, "checkpoint", "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TORCH < (2, 0), reason="torch.distributed.run --standalone is of later versions")
+def test_a_launcher_that_starts_a_run_again_goes_on_with_it(workshop):
+    """torchrun --max_restarts with --resume auto: a rank is killed, and the result is the uninterrupted run's."""
+    common = ("--opt_level", "O0", "--batch_size", "4", "--train_epochs", "12")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               "--max_restarts", "3", os.path.join(ROOT, "main.py"), *COMMON, *common, "--resume", "auto"]
+    process = subprocess.Popen(command, cwd=str(workshop.folder), env=workshop.environment(), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("Epoch: 1,"):
+            break
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open("/proc/%s/stat" % pid) as stat, \
+                open("/proc/%s/environ" % pid, "rb") as environ:
+            if int(stat.read().rpartition(")")[2].split()[1]) == process.pid and b"\0RANK=1\0" in environ.read():
+                os.kill(int(pid), signal.SIGKILL)
+    rest, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, rest + errors
+    assert "resumed from" in rest
+    succeeded(train(workshop, *common, "--checkpoint_path", "whole", processes=2))
     same_run(workshop, "checkpoint", "whole")
 
 
