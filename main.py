@@ -98,7 +98,7 @@ def check_files(opt, runtime):
     if opt["mode"] in TRAINING:
         runtime.check_profiler(opt["profile"])
     inputs = {"--" + name: opt[name] for name in INPUTS if opt[name]}
-    inputs.update(("--video_anno", path) for path in paths_of(opt["video_anno"]))
+    inputs.update(("--video_anno " + path, path) for path in paths_of(opt["video_anno"]))
     check_outputs(outputs(opt), inputs)
     if opt["mode"] != "train":
         picture_format(opt["save_fig_path"])

@@ -196,8 +196,8 @@ def check_paths(args: argparse.Namespace) -> None:
     Raises:
         UserError: one cannot, or two paths are the same file.
     """
-    inputs = {"FEATURES": args.features, "--checkpoint": args.checkpoint, "--video_anno": args.video_anno,
-              "--duration": args.duration}
+    inputs = {"FEATURES": args.features, "--checkpoint": args.checkpoint, "--duration": args.duration}
+    inputs.update(("--video_anno " + path, path) for path in args.video_anno or ())
     outputs = {"--output": args.output, "a picture of --plot": args.plot and os.path.join(args.plot, "video.png")}
     check_outputs({what: path for what, path in outputs.items() if path is not None},
                   {what: path for what, path in inputs.items() if path})
