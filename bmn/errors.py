@@ -20,6 +20,8 @@ def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:
         parse: a function that reads sys.argv, in a module that imports nothing large.
         more_packages: the packages that this program needs besides PACKAGES.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")        # a name of odd bytes is printed as it is
     return run_as_program(lambda: (parse(), _check_packages(PACKAGES + more_packages))[0])
 
 
