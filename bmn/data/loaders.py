@@ -84,7 +84,7 @@ def _forget_half_made_iterator(trace):
     """Where PyTorch could not start its processes, ending them later would fail as well, with a traceback."""
     while trace is not None:
         made = trace.tb_frame.f_locals.get("self")
-        if not hasattr(made, "_workers") and hasattr(made, "_shutdown"):
+        if hasattr(made, "_shutdown_workers") and not hasattr(made, "_workers"):
             made._shutdown = True
         trace = trace.tb_next
 
