@@ -4,6 +4,7 @@ import html
 import io
 import json
 import os
+import warnings
 from typing import Callable, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ def write_report(opt: dict, result: evaluation.Evaluation, videos: Optional[Dict
     path = report_path(opt)
     parts = [_summary(opt, result, videos, training or {}), _curves(opt, result, videos is not None),
              _videos(result, videos, maps_of)]
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as handle:
         handle.write(PAGE % "\n".join(parts))
     return path
 
@@ -156,9 +157,12 @@ def _card(caption, figure):
 
 
 def _svg(figure):
-    """A figure as base64 text of an SVG. Its letters are drawn as shapes, so that it needs no font."""
+    """A figure as base64 text of an SVG. Its text stays text, because the browser has letters of every language."""
+    import matplotlib
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -25,6 +25,8 @@ def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:
         parse: a function that reads sys.argv, in a module that imports nothing large.
         more_packages: the packages that this program needs besides PACKAGES.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")        # a name of odd bytes is printed as it is
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:       # and not where Ctrl-C is ignored
         signal.signal(signal.SIGINT, _interrupted)      # until run_as_program: a traceback of imports tells nothing
     return _run(lambda: (parse(), _check_packages(PACKAGES + more_packages))[0])

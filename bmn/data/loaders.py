@@ -1,4 +1,5 @@
 """Which videos go into which batch on which rank, and the DataLoader over them."""
+import re
 from typing import Dict, Iterable, Iterator, List
 
 import torch
@@ -7,6 +8,12 @@ from torch.utils.data import DataLoader
 from bmn.errors import UserError
 from bmn.parallel import ignore_signals, start_method
 
+# In the text of an error of PyTorch: what its processes lack, and what to do
+LACKING = (
+    (r"too many open files|ancdata|Errno 24\b", "file handles: raise their number with ulimit -n 65536"),
+    (r"shared memory|/torch_|No space left on device|bus error|Errno 28\b",
+     "bytes of shared memory, which is /dev/shm and no disk: in a container, raise it with --shm-size=8g"),
+)
 BLOCK = 16      # videos of a validation or inference block; the size is fixed, because losses are normalised by batch
 
 
@@ -61,9 +68,37 @@ def rank_blocks(count: int, rank: int = 0, world_size: int = 1) -> Dict[int, Lis
             for number in range(rank, len(first), world_size)}
 
 
+class _Loader(DataLoader):
+    """Says in a sentence what its processes lack: PyTorch's own text names a full disk, or no reason at all."""
+
+    def __iter__(self) -> Iterator:
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, OSError) as error:
+            lacking = next((what for pattern, what in LACKING if re.search(pattern, str(error), re.IGNORECASE)), None)
+            if lacking is None or not self.num_workers:
+                raise
+            _forget_half_made_iterator(error.__traceback__)
+            raise UserError("the %d processes that load data have too few %s, or give --num_workers 0"
+                            % (self.num_workers, lacking)) from None
+
+
+def _forget_half_made_iterator(trace):
+    """Where PyTorch could not start its processes, ending them later would fail as well, with a traceback."""
+    while trace is not None:
+        made = trace.tb_frame.f_locals.get("self")
+        if hasattr(made, "_shutdown_workers") and not hasattr(made, "_workers"):
+            made._shutdown = True
+        trace = trace.tb_next
+
+
 def load_batches(dataset: torch.utils.data.Dataset, batches: Iterable[List[int]], num_workers: int,
                  pin_memory: bool = False) -> DataLoader:
-    """A DataLoader over ``dataset`` that yields the ``batches``, lists of indices, in order."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
-                      worker_init_fn=ignore_signals if num_workers else None,
+    """A DataLoader over ``dataset`` that yields the ``batches``, lists of indices, in order.
+
+    Raises, while it is iterated:
+        UserError: the machine has too little shared memory or too few file handles for its processes.
+    """
+    return _Loader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
+                   worker_init_fn=ignore_signals if num_workers else None,
                       multiprocessing_context=start_method() if num_workers else None)

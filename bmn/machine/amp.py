@@ -222,10 +222,13 @@ def find_apex() -> Tuple[Any, Optional[str]]:
     """(apex.amp, None), or (None, why not, as the middle of a sentence)."""
     try:
         import apex  # noqa: F401
-    except ImportError:
-        return None, "apex is not installed"
+    except ModuleNotFoundError as error:
+        if error.name == "apex":
+            return None, "apex is not installed"
+        return None, "the installed package 'apex' lacks the package %s; PyPI's apex is another program" % error.name
     except Exception as error:
-        return None, "apex cannot be imported (%s)" % (str(error) or repr(error)).splitlines()[0]
+        return None, ("apex cannot be imported (%s); PyPI's package of that name is another program"
+                      % (str(error) or repr(error)).splitlines()[0])
     try:
         from apex import amp
         return amp, None

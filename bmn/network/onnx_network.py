@@ -43,7 +43,8 @@ class OnnxNetwork:
         options.log_severity_level = 3
         content = read_bytes(path, "--onnx")
         try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"],
+                                                        enable_fallback=0)     # which prints, and tries the same again
         except Exception as error:          # onnxruntime's exceptions have no class in common
             raise UserError("--onnx %s cannot be loaded by onnxruntime (%s): export it again with "
                             "tools/export_onnx.py" % (path, str(error).splitlines()[0][:200])) from None

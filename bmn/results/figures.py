@@ -5,12 +5,14 @@ matplotlib is imported when the first figure is made, and not by programs that d
 import contextlib
 import os
 import sys
+import unicodedata
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import replacing
+from bmn.results.fonts import all_letters
 
 START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
 SMALL = (6.4, 4.4)      # inches; a figure of this size is readable on a phone
@@ -32,7 +34,7 @@ def save(figure: Any, path: str) -> None:
         UserError: the file cannot be written, or there is no such format.
     """
     form = picture_format(path)
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, all_letters(figure):
         figure.savefig(temporary, format=form)
 
 
@@ -104,7 +106,8 @@ def recall_curve(average_nr_proposals: np.ndarray, average_recall: np.ndarray, r
 
 
 def _literal(text):
-    return text.replace("$", r"\$")         # because matplotlib would read a name like $x$ as a formula
+    """``text`` as matplotlib draws it: it would read a name like $x$ as a formula, and stop at a name of odd bytes."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
 
 
 def _cut(number):
@@ -268,7 +271,8 @@ def _lanes(truth, seconds):
 
 def _extent(first, last, label, seconds):
     """(begin, end) in seconds of an action and its label. Near the end of the axis, the label ends with the action."""
-    width = (len(label) + 2) * 0.011 * seconds
+    letters = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in label)
+    width = (letters + 2) * 0.011 * seconds
     if first + width > seconds:
         return min(first, last - width), last
     return first, max(last, first + width)

@@ -40,7 +40,7 @@ class Workshop:
         """Run a Python script of the project; returns the finished process with its output as text."""
         return subprocess.run([sys.executable, os.path.join(ROOT, script)] + [str(arg) for arg in args],
                               cwd=str(self.folder), env=self.environment(**environment), capture_output=True, text=True,
-                              timeout=600, check=False)
+                              errors="surrogateescape", timeout=600, check=False)
 
     def main(self, *args, **environment):
         """Run main.py on the small configuration; an option in ``args`` replaces ours."""

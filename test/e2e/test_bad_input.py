@@ -175,3 +175,27 @@ def test_names_that_lead_out_of_the_output_folder_are_refused(own):
     process = own.main("--mode", "inference", "--pth_path", "network.pth", "--data_path", "foreign.safetensors")
     refused(process, evil, "rename it in the data")
     assert victim.read_text() == "mine"
+
+
+def test_folders_and_files_whose_names_are_no_text(workshop):
+    """Bytes that are no UTF-8, as an old file server or an archive leaves them."""
+    own = os.fsdecode(b"caf\xe9 \xff")
+    try:
+        shutil.copytree(os.path.realpath(str(workshop.folder / "data")), str(workshop.folder / own))
+    except OSError:
+        pytest.skip("this disk has no such names")
+    where = ("--data_path", own + "/activitynet_feature_cuhk", "--video_info",
+             own + "/activitynet_annotations/video_info_new.csv", "--video_anno",
+             own + "/activitynet_annotations/anet_anno_action.json")
+    strict = {"PYTHONIOENCODING": "utf-8:strict", "LC_ALL": "C.UTF-8"}
+    done = workshop.main("--mode", "full", "--train_epochs", 1, *where, "--checkpoint_path", own + "/checkpoint",
+                         "--result_file", own + "/output/result.json", "--save_fig_path", own + "/output/a.jpg",
+                         "--feature_cache", own + "/cache", **strict)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert os.path.isfile(str(workshop.folder / own / "output" / "report.html"))
+    video = os.fsdecode(b"v_\xe9.csv")
+    shutil.copy(str(features(workshop)[0]), str(workshop.folder / own / video))
+    done = workshop.run("tools/predict.py", own + "/" + video, "--duration", 30, "--plot", own + "/plots",
+                        "--checkpoint", own + "/checkpoint/BMN_best.pth.tar", "--output", own + "/out.json", **strict)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    refused(workshop.main("--mode", "inference", "--pth_path", own, **strict), "is a folder")

@@ -272,3 +272,31 @@ def test_a_cache_that_is_no_folder_is_reported(opt, tmp_path):
 def test_a_missing_packed_file_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"x\.safetensors does not exist"):
         PackedFeatures(str(tmp_path / "x.safetensors"), 10, 6)
+
+
+def test_a_flipped_bit_in_a_name_of_the_header_is_repaired(opt, reads):
+    opened(opt)
+    with open(packed_path(opt), "rb") as handle:
+        content = handle.read()
+    at = content.index(b'"v_b": {') + 3         # the tensor's name, and not that among the sources
+    with open(packed_path(opt), "wb") as handle:
+        handle.write(content[:at] + b"z" + content[at + 1:])
+    lines = []
+    opened(opt, lines=lines)
+    assert reads.names == NAMES * 2 and any("is damaged" in line for line in lines)
+    opened(opt)
+    assert reads.names == NAMES * 2
+
+
+@pytest.mark.parametrize("header", [
+    b'{"a":' * 3000, b'{"__metadata__": {"sources": ' + json.dumps("[" * 100000).encode() + b"}}",
+    b'{"v_a": {"dtype": "F32", "shape": [6, 10], "data_offsets": [0.0, 240.0]}}',
+    b'{"v_a": {"dtype": "F32", "shape": [6, 10], "data_offsets": [false, 240]}}',
+    b'{"v_a": {"dtype": "F32", "shape": [6, 10], "data_offsets": [0, 240]}, '
+    b'"__metadata__": {"sources": "{\\"v_b\\": []}"}}'])
+def test_a_strange_header_is_refused(tmp_path, header):
+    path = str(tmp_path / "x.safetensors")
+    with open(path, "wb") as handle:
+        handle.write(len(header).to_bytes(8, "little") + header + bytes(240))
+    with pytest.raises(UserError, match="are damaged"):
+        PackedFeatures(path, 10, 6)

@@ -52,3 +52,45 @@ def test_blocks_are_the_same_for_any_number_of_ranks(count):
 def test_loader_yields_the_batches_in_order():
     batches = [[3, 1], [0], [2]]
     assert [batch.tolist() for batch in load_batches(list(range(4)), batches, 0)] == batches
+
+
+class Failing:
+    """A data set whose items end a process as PyTorch ends it where something is lacking."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize("error,words", [
+    (RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)"),
+     "/dev/shm"),
+    (OSError(28, "No space left on device"), "/dev/shm"), (OSError(24, "Too many open files"), "ulimit -n"),
+    (RuntimeError("received 0 items of ancdata"), "ulimit -n")])
+def test_what_the_processes_lack_is_said(error, words):
+    with pytest.raises(UserError, match=r"the 2 processes .* have too few .*--num_workers 0") as caught:
+        list(load_batches(Failing(error), [[0], [1]], 2))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_errors_of_the_processes_stay_what_they_are():
+    with pytest.raises(UserError, match="a broken feature file"):
+        list(load_batches(Failing(UserError("a broken feature file")), [[0], [1]], 2))
+    with pytest.raises(RuntimeError, match="a mistake in the program"):
+        list(load_batches(Failing(RuntimeError("a mistake in the program")), [[0], [1]], 2))
+    with pytest.raises(OSError, match="No space"):      # there are no other processes
+        list(load_batches(Failing(OSError(28, "No space left on device")), [[0], [1]], 0))
+
+
+def test_processes_that_cannot_start_are_said(monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    loader = load_batches(list(range(4)), [[0], [1]], 2)
+    monkeypatch.setattr(loader.multiprocessing_context, "Queue", full)
+    with pytest.raises(UserError, match="/dev/shm"):
+        list(loader)

@@ -146,7 +146,12 @@ def test_apex_of_pypi_is_another_program(monkeypatch, tmp_path):
         amp.choose("npu", "O1", 128)
     (tmp_path / "apex" / "__init__.py").write_text("raise AttributeError('built for another torch')")
     forget(monkeypatch, "apex")
-    assert amp.find_apex() == (None, "apex cannot be imported (built for another torch)")
+    assert amp.find_apex() == (None, "apex cannot be imported (built for another torch); PyPI's package of that name "
+                                     "is another program")
+    (tmp_path / "apex" / "__init__.py").write_text("import a_web_framework_that_is_not_here")     # as PyPI's has
+    forget(monkeypatch, "apex")
+    assert amp.find_apex() == (None, "the installed package 'apex' lacks the package a_web_framework_that_is_not_here; "
+                                     "PyPI's apex is another program")
 
 
 def test_a_missing_apex_is_reported(monkeypatch):
