@@ -1,5 +1,7 @@
 """Errors that the user can correct, as opposed to errors in the program, and how a program starts and ends."""
+import contextlib
 import importlib.util
+import multiprocessing
 import os
 import signal
 import sys
@@ -25,6 +27,7 @@ def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:
         parse: a function that reads sys.argv, in a module that imports nothing large.
         more_packages: the packages that this program needs besides PACKAGES.
     """
+    _prefer_fork()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")        # a name of odd bytes is printed as it is
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:       # and not where Ctrl-C is ignored
@@ -36,6 +39,17 @@ def _interrupted(number, frame):
     sys.stderr.write("interrupted\n")
     sys.stderr.flush()
     os._exit(INTERRUPTED)
+
+
+def _prefer_fork():
+    """Data workers are forked, unless the caller has chosen another way, by set_start_method.
+
+    Python 3.14 would take forkserver. Then each worker imports PyTorch, for seconds, at the beginning of each epoch,
+    and a forked one has it. The workers use no device and start no thread, so a fork is safe. On macOS it is not.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(RuntimeError):     # the caller has chosen
+            multiprocessing.set_start_method("fork")
 
 
 def _check_packages(names):

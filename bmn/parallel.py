@@ -3,7 +3,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import warnings
 from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
@@ -27,18 +26,6 @@ def limited(wanted: int, work: int = 1 << 30) -> int:
         work: number of items.
     """
     return max(1, min(wanted, processors(), work))
-
-
-def start_method() -> Optional[str]:
-    """How workers start that could start in any way: None where the caller has called set_start_method, else "fork".
-
-    Python 3.14 would take forkserver. Then each worker imports PyTorch, for seconds, at the beginning of each epoch,
-    and a forked one has it. The workers use no device and start no thread, so a fork is safe. Where the system has no
-    fork, or cannot be trusted with it (macOS), this is None as well: Python's own choice.
-    """
-    chosen = multiprocessing.get_start_method(allow_none=True)
-    forks = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
-    return "fork" if chosen is None and forks else None
 
 
 def outcomes(work: Callable[[Any], Any], items: list, processes: Optional[int] = None) -> Iterator[Any]:

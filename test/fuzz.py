@@ -26,7 +26,8 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "test"), os.path.join(ROOT, "tools")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from bmn.data.annotations import read_annotations, read_video_list  # noqa: E402
+from bmn.data.annotation_files import read_annotation_file, read_video_list  # noqa: E402
+from bmn.data.annotations import read_entry  # noqa: E402
 from bmn.data.features import FolderFeatures, Hdf5Features  # noqa: E402
 from bmn.data.packed_features import PackedFeatures, header_of  # noqa: E402
 from bmn.errors import UserError  # noqa: E402
@@ -174,6 +175,11 @@ def _read_packed(path):
         source.read(name)
 
 
+def _read_entries(path):
+    for name, entry in read_annotation_file(path).videos.items():
+        read_entry(name, entry, path)
+
+
 ENTRY = {"duration_second": 10.5, "duration_frame": 300, "feature_frame": 288,
          "annotations": [{"segment": [2.0, 5.5], "label": "Juggling"}]}
 # kind of file: (its ending, a good one, its reader)
@@ -191,7 +197,11 @@ KINDS: Dict[str, Tuple[str, Callable[[], bytes], Callable[[str], None]]] = {
                        _read_checkpoint),
     "our checkpoint": (".pth.tar", _ours, _read_checkpoint),
     "onnx": (".onnx", _onnx, _read_onnx),
-    "annotations": (".json", lambda: json.dumps({"v_a": ENTRY, "v_b": ENTRY}).encode(), read_annotations),
+    "annotations": (".json", lambda: json.dumps({"v_a": ENTRY, "v_b": ENTRY}).encode(), _read_entries),
+    "official annotations": (".json", lambda: json.dumps({"database": {"a": dict(ENTRY, subset="train")}}).encode(),
+                             _read_entries),
+    "rows": (".csv", lambda: b"video,label,start,end,duration,subset\na,x,1,2.5,9,train\nb,0,0,1,8,val\n",
+             _read_entries),
     "results": (".json", lambda: json.dumps({"results": {"a": [{"score": 0.5, "segment": [1, 2.5]}] * 3}}).encode(),
                 read_proposals),
     "video list": (".csv", lambda: b"video,subset\nv_a,training\nv_b,validation\n", read_video_list),

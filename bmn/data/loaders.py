@@ -1,4 +1,5 @@
 """Which videos go into which batch on which rank, and the DataLoader over them."""
+import contextlib
 import re
 from typing import Dict, Iterable, Iterator, List
 
@@ -6,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bmn.errors import UserError
-from bmn.parallel import ignore_signals, start_method
+from bmn.parallel import ignore_signals
 
 # In the text of an error of PyTorch: what its processes lack, and what to do
 LACKING = (
@@ -72,8 +73,18 @@ class _Loader(DataLoader):
     """Says in a sentence what its processes lack: PyTorch's own text names a full disk, or no reason at all."""
 
     def __iter__(self) -> Iterator:
+        with self._in_words():
+            iterator = super().__iter__()           # now, because it draws a random number
+        return self._items(iterator)
+
+    def _items(self, iterator):
+        with self._in_words():
+            yield from iterator
+
+    @contextlib.contextmanager
+    def _in_words(self):
         try:
-            yield from super().__iter__()
+            yield
         except (RuntimeError, OSError) as error:
             lacking = next((what for pattern, what in LACKING if re.search(pattern, str(error), re.IGNORECASE)), None)
             if lacking is None or not self.num_workers:
@@ -100,5 +111,4 @@ def load_batches(dataset: torch.utils.data.Dataset, batches: Iterable[List[int]]
         UserError: the machine has too little shared memory or too few file handles for its processes.
     """
     return _Loader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
-                   worker_init_fn=ignore_signals if num_workers else None,
-                      multiprocessing_context=start_method() if num_workers else None)
+                   worker_init_fn=ignore_signals if num_workers else None)

@@ -104,7 +104,7 @@ def test_losses_are_shown_for_the_network_that_they_belong_to(job):
 
 @pytest.mark.filterwarnings("error")
 def test_labels_of_any_language_are_text_in_the_pictures(job, capsys):
-    _, _, result, _ = job
+    _, result, _, _ = job
     result.ground_truth["4"][0] = (*result.ground_truth["4"][0][:2], "\u8df3\u6c34 \udce9")
     page = Page(written(*job))
     assert any("\u8df3\u6c34 ?" in picture for picture in page.pictures)

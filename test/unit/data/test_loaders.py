@@ -1,5 +1,6 @@
 """Batches over ranks: any number of ranks sees the same global batches, and validation sees every video once."""
 import pytest
+import torch
 
 from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks
 from bmn.errors import UserError
@@ -91,6 +92,6 @@ def test_processes_that_cannot_start_are_said(monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
     loader = load_batches(list(range(4)), [[0], [1]], 2)
-    monkeypatch.setattr(loader.multiprocessing_context, "Queue", full)
+    monkeypatch.setattr(torch.multiprocessing, "Queue", full)
     with pytest.raises(UserError, match="/dev/shm"):
         list(loader)
