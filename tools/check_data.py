@@ -26,7 +26,7 @@ from bmn import parallel
 from bmn.data import segments
 from bmn.data.annotations import read_video_list, read_videos
 from bmn.data.feature_files import few
-from bmn.data.features import UNPACK, open_source
+from bmn.data.features import open_source, remedy_for
 
 NEEDED = ("train", "validation")        # subsets of a full run
 
@@ -104,7 +104,7 @@ def check_features(opt: dict, names: List[str]) -> List[str]:
     for problem in problems:
         print("  " + problem)
     if missing:
-        print("  to unpack ActivityNet's published archive: " + UNPACK)
+        print("  " + remedy_for(opt, missing, source))
     return problems
 
 

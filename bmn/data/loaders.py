@@ -69,19 +69,23 @@ class _Loader(DataLoader):
     """Says in a sentence what its processes lack: PyTorch's own text names a full disk, or no reason at all."""
 
     def __iter__(self) -> Iterator:
+        iterator = None
         try:
-            yield from super().__iter__()
+            iterator = super().__iter__()
+            yield from iterator
         except (RuntimeError, OSError) as error:
             lacking = next((what for pattern, what in LACKING if re.search(pattern, str(error), re.IGNORECASE)), None)
             if lacking is None or not self.num_workers:
                 raise
-            _forget_half_made_iterator(error.__traceback__)
+            _end(iterator, error.__traceback__)
             raise UserError("the %d processes that load data have too few %s, or give --num_workers 0"
                             % (self.num_workers, lacking)) from None
 
 
-def _forget_half_made_iterator(trace):
-    """Where PyTorch could not start its processes, ending them later would fail as well, with a traceback."""
+def _end(iterator, trace):
+    """End the processes now. Of an iterator that could not be made, the end would fail later, with a traceback."""
+    if iterator is not None:
+        iterator._shutdown_workers()
     while trace is not None:
         made = trace.tb_frame.f_locals.get("self")
         if hasattr(made, "_shutdown_workers") and not hasattr(made, "_workers"):
