@@ -151,7 +151,12 @@ class _Unpickler(pickle._Unpickler):
         if kind != "storage" or dtype not in _DTYPES.values() or any(identity[5:]):
             raise pickle.UnpicklingError("an unknown kind of tensor: %r of %r" % (kind, dtype))
         values = self.values_of(str(key), "<i2" if dtype == BFLOAT16 else dtype, int(count))
-        return torch.from_numpy(values).view(torch.bfloat16) if dtype == BFLOAT16 else values
+        if dtype != BFLOAT16:
+            return values
+        try:
+            return torch.from_numpy(values).view(torch.bfloat16)
+        except TypeError:
+            raise pickle.UnpicklingError("PyTorch %s has no bfloat16 for files" % torch.__version__) from None
 
     def _attributes(self):
         """Drop the version numbers that PyTorch sets on a state_dict; refuse attributes of any other known object."""

@@ -1,6 +1,6 @@
 """Damages files of every kind that users give to this program, and checks that each is read or refused in a sentence.
 
-    python3 test/fuzz.py --files 2000                   # of every kind, about ten minutes
+    python3 test/fuzz.py --files 2000                   # of every kind, about two minutes
     python3 test/fuzz.py --files 500 --kinds h5 npy     # of some
 
 A file passes where its reader returns, or raises a UserError of one line. Anything else is reported with the seed that

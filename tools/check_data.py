@@ -33,7 +33,7 @@ import eval as evaluation
 from bmn import parallel
 from bmn.data.annotations import COVERED, Annotations, Video
 from bmn.data.feature_files import few
-from bmn.data.features import UNPACK, open_source
+from bmn.data.features import open_source, remedy_for
 from bmn.data.ground_truth import ground_truth_of
 from bmn.files import check_writable
 from bmn.results import figures
@@ -164,7 +164,7 @@ def check_features(opt: dict, names: List[str]) -> List[str]:
     for problem in problems:
         print("  " + problem)
     if missing:
-        print("  to unpack ActivityNet's published archive: " + UNPACK)
+        print("  " + remedy_for(opt, missing, source))
     return problems
 
 

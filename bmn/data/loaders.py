@@ -1,5 +1,4 @@
 """Which videos go into which batch on which rank, and the DataLoader over them."""
-import contextlib
 import re
 from typing import Dict, Iterable, Iterator, List
 
@@ -73,29 +72,31 @@ class _Loader(DataLoader):
     """Says in a sentence what its processes lack: PyTorch's own text names a full disk, or no reason at all."""
 
     def __iter__(self) -> Iterator:
-        with self._in_words():
-            iterator = super().__iter__()           # now, because it draws a random number
+        try:
+            iterator = super().__iter__()       # here and not in _items, because it draws a random number
+        except (RuntimeError, OSError) as error:
+            raise self._in_words(error, None) from None
         return self._items(iterator)
 
     def _items(self, iterator):
-        with self._in_words():
-            yield from iterator
-
-    @contextlib.contextmanager
-    def _in_words(self):
         try:
-            yield
+            yield from iterator
         except (RuntimeError, OSError) as error:
-            lacking = next((what for pattern, what in LACKING if re.search(pattern, str(error), re.IGNORECASE)), None)
-            if lacking is None or not self.num_workers:
-                raise
-            _forget_half_made_iterator(error.__traceback__)
-            raise UserError("the %d processes that load data have too few %s, or give --num_workers 0"
-                            % (self.num_workers, lacking)) from None
+            raise self._in_words(error, iterator) from None
+
+    def _in_words(self, error, iterator):
+        lacking = next((what for pattern, what in LACKING if re.search(pattern, str(error), re.IGNORECASE)), None)
+        if lacking is None or not self.num_workers:
+            return error
+        _end(iterator, error.__traceback__)
+        return UserError("the %d processes that load data have too few %s, or give --num_workers 0"
+                         % (self.num_workers, lacking))
 
 
-def _forget_half_made_iterator(trace):
-    """Where PyTorch could not start its processes, ending them later would fail as well, with a traceback."""
+def _end(iterator, trace):
+    """End the processes now. Of an iterator that could not be made, the end would fail later, with a traceback."""
+    if iterator is not None:
+        iterator._shutdown_workers()
     while trace is not None:
         made = trace.tb_frame.f_locals.get("self")
         if hasattr(made, "_shutdown_workers") and not hasattr(made, "_workers"):

@@ -6,6 +6,7 @@ line.
 """
 import contextlib
 import functools
+import re
 import sys
 import warnings
 from typing import Any, Iterator, List
@@ -29,6 +30,8 @@ def all_letters(figure: Any) -> Iterator[None]:
     missing = _missing("".join(text.get_text() for text in texts), tuple(rcParams["font.family"]))
     if missing:
         families = tuple(rcParams["font.family"]) + _installed()
+        if not _searches_the_list():        # then it takes the first family, whatever letters it has
+            families = tuple(name for name in _installed() if not _missing(missing, (name,)))[:1] or families[:1]
         for text in texts:
             text.set_fontfamily(list(families))
         missing = _missing(missing, families)
@@ -38,6 +41,11 @@ def all_letters(figure: Any) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+def _searches_the_list():
+    import matplotlib
+    return tuple(map(int, re.findall(r"\d+", matplotlib.__version__)[:2])) >= (3, 6)
 
 
 @functools.lru_cache(maxsize=1)

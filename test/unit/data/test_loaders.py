@@ -1,6 +1,5 @@
 """Batches over ranks: any number of ranks sees the same global batches, and validation sees every video once."""
 import pytest
-import torch
 
 from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks
 from bmn.errors import UserError
@@ -89,9 +88,9 @@ def test_other_errors_of_the_processes_stay_what_they_are():
 
 
 def test_processes_that_cannot_start_are_said(monkeypatch):
-    def full(*_, **__):
+    def full(self, *_, **__):
         raise OSError(28, "No space left on device")
     loader = load_batches(list(range(4)), [[0], [1]], 2)
-    monkeypatch.setattr(torch.multiprocessing, "Queue", full)
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__init__", full)
     with pytest.raises(UserError, match="/dev/shm"):
         list(loader)

@@ -35,13 +35,15 @@ def test_a_font_that_has_the_letters_draws_them(tmp_path, capsys, monkeypatch):
     own = fonts._fonts(("DejaVu Sans",))[0]
     other = fonts._fonts(("STIXGeneral",))[0]
     letter = next(chr(code) for code in other.get_charmap() if code > 0x200 and not own.get_char_index(code)
-                  and chr(code).isprintable())
+                  and chr(code).isalpha())
     monkeypatch.setattr(fonts, "FALLBACKS", ("no such font", "STIXGeneral"))
     figure = figure_of("label " + letter)
     figures.save(figure, str(tmp_path / "a.png"))
     assert capsys.readouterr().err == ""
     texts = [text for axes in figure.axes for text in axes.texts if letter in text.get_text()]
     assert texts and all(text.get_fontfamily()[-1] == "STIXGeneral" for text in texts)
+    if not fonts._searches_the_list():
+        return
     buffers = [io.BytesIO(), io.BytesIO()]
     figure.savefig(buffers[0], format="png")
     for text in texts:

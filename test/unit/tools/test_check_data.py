@@ -35,7 +35,7 @@ def test_everything_that_is_wrong_is_listed(tmp_path, capsys):
     with pytest.raises(UserError, match="3 of 5 videos cannot be used"):
         run(opt)
     out = capsys.readouterr().out
-    assert "features of 4 of 5 videos" in out and "unzip" in out
+    assert "features of 4 of 5 videos" in out and "it has those of 4 videos" in out
     for part in ("v_b.csv has 9 rows", "v_c.csv has nan", "video v_d has no features"):
         assert part in out
 
