@@ -43,8 +43,8 @@ def evaluate_detection(opt: dict, log: Callable[[str], None] = print) -> np.ndar
                          for name, rows in detections.items()))
     at = dict(zip(evaluation.THRESHOLDS.round(2).tolist(), precision.tolist()))
     for threshold in REPORTED:
-        log("mAP@%.2f is \t%s" % (threshold, at[threshold]))
-    log("mAP@0.50:0.05:0.95 is \t%s" % float(precision.mean()))
+        log("mAP@%.2f is \t%.4f" % (threshold, at[threshold]))
+    log("mAP@0.50:0.05:0.95 is \t%.4f" % float(precision.mean()))
     log("detections: %s" % path)
     return precision
 

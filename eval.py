@@ -239,7 +239,9 @@ def evaluation_proposal(opt: dict, proposals: Optional[Dict[str, np.ndarray]] = 
     ground_truth = ground_truth_of(opt)
     curve = _evaluate(ground_truth, proposals, "result file %s" % opt["result_file"])
     for number in REPORTED:
-        print("AR@%d is \t%s" % (number, average_recall_at(curve[2], number)), flush=True)
+        recall = average_recall_at(curve[2], number)
+        # Scripts look for the last one, with all its digits.
+        print("AR@%d is \t%s" % (number, recall if number == REPORTED[-1] else "%.4f" % recall), flush=True)
     plot_metric(opt, *curve)
     return Evaluation(ground_truth, proposals, *curve)
 

@@ -20,13 +20,12 @@ import signal
 from collections import Counter
 from typing import Dict, List, Tuple
 
-from tqdm import tqdm
-
 from bmn import parallel
 from bmn.data import segments
 from bmn.data.annotations import read_video_list, read_videos
 from bmn.data.feature_files import few
 from bmn.data.features import UNPACK, open_source
+from bmn.progress import progress
 
 NEEDED = ("train", "validation")        # subsets of a full run
 
@@ -97,8 +96,7 @@ def check_features(opt: dict, names: List[str]) -> List[str]:
     def work(name):
         source.read(name)
 
-    outcomes = tqdm(parallel.outcomes(work, there), "reading features", len(there), unit="video", disable=None,
-                    leave=False)
+    outcomes = progress(parallel.outcomes(work, there), "reading features", len(there), "video")
     problems = sorted(str(outcome) for outcome in outcomes if isinstance(outcome, UserError))
     problems += ["video %s has no features in %s" % (name, source.path) for name in missing]
     for problem in problems:

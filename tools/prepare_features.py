@@ -42,13 +42,13 @@ from typing import Any, Dict, List
 
 import numpy as np
 from scipy.interpolate import interp1d
-from tqdm import tqdm
 
 from bmn import parallel
 from bmn.data.annotations import read_annotations
 from bmn.data.feature_files import few, write_csv
 from bmn.data.features import HDF5_EXTENSIONS, FolderFeatures, Hdf5Features
 from bmn.files import check_writable, inside, write_json
+from bmn.progress import count, progress
 
 SAMPLES = 3             # samples of a bin
 MARGIN = 0.0001         # seconds: samples stay this far inside the outermost snippet centres
@@ -190,14 +190,14 @@ def prepare(source: Any, args: argparse.Namespace) -> Dict[str, int]:
         return name, len(raw)
 
     snippets, flaws = {}, []
-    for outcome in tqdm(parallel.outcomes(work, names), "rescaling", len(names), unit="video", disable=None):
+    for outcome in progress(parallel.outcomes(work, names), "rescaling", len(names), "video"):
         if isinstance(outcome, UserError):
             flaws.append(str(outcome))
         else:
             snippets[outcome[0]] = outcome[1]
     if flaws:
         raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
-    print("%d videos rescaled to T = %d, C = %d in %s" % (len(names), args.temporal_scale, feat_dim, folder))
+    print("%s rescaled to T = %d, C = %d in %s" % (count(len(names), "video"), args.temporal_scale, feat_dim, folder))
     without = [name for name in videos if name not in snippets]
     if without:
         print("%d annotated videos have no raw features (%s)" % (len(without), few(without)))
