@@ -281,7 +281,7 @@ def trained_network(opt, runtime, precision, record):
     """The network of --pth_path on the device, ready for inference."""
     network = BMN(opt)
     state = read_checkpoint(opt["pth_path"], runtime)
-    if record is not None:
+    if record is not None and runtime.is_main:      # each rank measures times of its own, and rank 0's are in the file
         run_folder.check_is_of(state, record)
     checkpoint.put_network(state, network)
     return precision.prepare(network.to(runtime.device))[0]
