@@ -35,7 +35,7 @@ class Project:
         return subprocess.Popen(["bash", path] + list(args), cwd=str(self.root / cwd), stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, universal_newlines=True,
                                 # A suite in the background of a script has SIGINT ignored, and bash could not trap it.
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
                                 env=dict(known, **{"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}))
 
     def launch(self, script, *args, **more):
