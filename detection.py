@@ -48,9 +48,9 @@ def evaluate_detection(opt: dict, ground_truth: GroundTruth, detections: Optiona
     precision = mean_average_precision(actions, detections, protocol, ambiguous)
     for threshold, value in zip(protocol.precision_at, precision.tolist()):
         if round(threshold, 2) in protocol.reported_at:
-            log("mAP@%.2f is \t%s" % (threshold, value))
+            log("mAP@%.2f is \t%.4f" % (threshold, value))
     first, second, last = protocol.precision_at[[0, 1, -1]]
-    log("mAP@%.2f:%.2f:%.2f is \t%s" % (first, second - first, last, float(precision.mean())))
+    log("mAP@%.2f:%.2f:%.2f is \t%.4f" % (first, second - first, last, float(precision.mean())))
     return precision
 
 

@@ -198,7 +198,9 @@ def evaluation_proposal(opt: dict, proposals: Optional[Dict[str, np.ndarray]] = 
     proposals = ground_truth.aligned(read_proposals(opt["result_file"]) if proposals is None else proposals, source)
     curve = _evaluate(actions, proposals, source, protocol.points, protocol.recall_at, protocol.points)
     for number in protocol.numbers:
-        print("AR@%d is \t%s" % (number, average_recall_at(curve[2], number)), flush=True)
+        recall = average_recall_at(curve[2], number)
+        # Scripts look for AR@100, with all its digits.
+        print("AR@%d is \t%s" % (number, recall if number == 100 else "%.4f" % recall), flush=True)
     plot_metric(opt, *curve, protocol.recall_at)
     return Evaluation(actions, proposals, *curve, protocol)
 

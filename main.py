@@ -20,7 +20,6 @@ import itertools
 import os
 
 import torch
-from tqdm import tqdm
 
 import engine
 import post_processing
@@ -34,9 +33,10 @@ from bmn.inputs import check_input
 from bmn.machine import amp
 from bmn.machine.pauses import Pauses
 from bmn.network.onnx_network import OnnxNetwork
-from bmn.options import BEST
+from bmn.options import BEST, DEFAULTS
 from bmn.owner import Owner
 from bmn.parallel import limited
+from bmn.progress import Progress
 from bmn.results.figures import picture_format
 from bmn.results.result_files import read_detections
 from bmn.results.score_tables import FOLDER, CsvExport
@@ -50,6 +50,7 @@ from models import BMN
 from report import report_path, write_report
 
 TRAINING = ("train", "full")        # the modes that train
+USUAL_HELPERS = DEFAULTS["post_process_thread"]
 INPUTS = ("video_info", "data_path", "ground_truth", "classification_file", "blocked", "onnx")      # none is written
 LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss: %.03f, pem reg_loss: %.03f, "
              "total_loss: %.03f")
@@ -276,7 +277,10 @@ def open_datasets(opt, runtime, annotations, *subsets):
 
 def load(dataset, batches, opt, runtime):
     """A DataLoader over ``batches`` of a data set, on as many processes as --num_workers says."""
-    workers = opt["num_workers"] if opt["num_workers"] >= 0 else default_workers(runtime, dataset.features)
+    wanted = opt["num_workers"] if opt["num_workers"] >= 0 else default_workers(runtime, dataset.features)
+    workers = limited(wanted, len(batches)) if wanted else 0
+    if workers < opt["num_workers"]:
+        runtime.log("--num_workers %d: %d, one for each processor and each batch at most" % (wanted, workers))
     return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")
 
 
@@ -324,7 +328,7 @@ def trained_network(opt, runtime, precision, record):
     """The network of --pth_path on the device, ready for inference."""
     network = BMN(opt)
     state = read_checkpoint(opt["pth_path"], runtime, opt["ema"])
-    if record is not None:
+    if record is not None and runtime.is_main:      # each rank measures times of its own, and rank 0's are in the file
         run_folder.check_is_of(state, record)
     checkpoint.put_network(state, network)
     return precision.prepare(network.to(runtime.device))[0]
@@ -339,9 +343,12 @@ def propose(videos, network, opt, runtime, precision):
         for name in videos.video_list:
             inside(folder, name, ".csv")        # so that a name that leads out of it shows before hours of work
     helpers = limited(max(1, opt["post_process_thread"] // runtime.world_size), len(blocks))
+    if helpers < opt["post_process_thread"] // runtime.world_size and opt["post_process_thread"] > USUAL_HELPERS:
+        runtime.log("--post_process_thread %d: %d on each rank, one for each processor and each block of videos at most"
+                    % (opt["post_process_thread"], helpers))
     export = (CsvExport(folder, helpers, opt["layout"], opt["max_duration"]) if opt["save_csv"]
               else contextlib.nullcontext())
-    bar = tqdm(total=len(videos), desc="inference", unit="video", disable=None if runtime.is_main else True)
+    bar = Progress("inference", len(videos), "video", opt["log_seconds"], runtime.log if runtime.is_main else None)
     found = {}
     with export as tables, bar:
         for indices, *maps in engine.infer(network, loader, precision, runtime):
@@ -349,7 +356,7 @@ def propose(videos, network, opt, runtime, precision):
             found.update(zip(names, post_processing.proposals(*maps, opt)))
             if tables:
                 tables.add(names, *maps)
-            bar.update(min(len(names) * runtime.world_size, bar.total - bar.n))
+            bar.add(len(names) * runtime.world_size)
     return {name: proposals for rank in runtime.gather(found) for name, proposals in rank.items()}
 
 

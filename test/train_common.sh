@@ -158,8 +158,8 @@ run_processes() {
 end_run() {
     local signal attempt pids
     trap '' INT TERM HUP
-    for signal in TERM KILL; do
-        for attempt in {1..100}; do
+    for signal in TERM KILL; do         # after TERM a run finishes its step and saves: a minute at most
+        for attempt in {1..600}; do
             pids=$(run_processes)
             [ -n "$pids" ] || return 0
             # shellcheck disable=SC2086

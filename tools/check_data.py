@@ -27,7 +27,6 @@ from collections import Counter
 from typing import Callable, Dict, List, Tuple
 
 import numpy as np
-from tqdm import tqdm
 
 import eval as evaluation
 from bmn import parallel
@@ -36,6 +35,7 @@ from bmn.data.feature_files import few
 from bmn.data.features import open_source, remedy_for
 from bmn.data.ground_truth import ground_truth_of
 from bmn.files import check_writable
+from bmn.progress import progress
 from bmn.results import figures
 from bmn.results.protocols import PROTOCOLS
 from bmn.values import counted, number
@@ -157,8 +157,7 @@ def check_features(opt: dict, names: List[str]) -> List[str]:
     def work(name):
         source.read(name)
 
-    outcomes = tqdm(parallel.outcomes(work, there), "reading features", len(there), unit="video", disable=None,
-                    leave=False)
+    outcomes = progress(parallel.outcomes(work, there), "reading features", len(there), "video")
     problems = sorted(str(outcome) for outcome in outcomes if isinstance(outcome, UserError))
     problems += ["video %s has no features in %s" % (name, source.path) for name in missing]
     for problem in problems:

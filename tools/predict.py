@@ -51,7 +51,6 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 import torch
 from prepare_features import as_snippets, rescale_snippets
-from tqdm import tqdm
 
 import opts
 import post_processing
@@ -60,6 +59,7 @@ from bmn.data.annotations import Video, read_entry
 from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
 from bmn.files import check_outputs, inside
 from bmn.inputs import check_input, open_text
+from bmn.progress import progress
 from bmn.results import figures
 from bmn.training import checkpoint, recorded
 from bmn.values import by_id, number, video_id
@@ -212,12 +212,12 @@ def main(args: argparse.Namespace) -> None:
     pictures = {name: inside(args.plot, name, ".png") for name in names} if args.plot else {}
     videos = read_lengths(args, names)
     say_how_files_are_read(source, names, print)
-    for name in tqdm(names, "checking", unit="video", disable=None if len(names) > 1 else True):
+    for name in progress(names, "checking", len(names), "video"):
         read_features(source, name, videos[name], opt)      # so that a bad file shows before hours of work
     with device.setup(opt) as runtime:
         network.to(runtime.device).eval()
         found = {}
-        for name in tqdm(names, "predicting", unit="video", disable=None if len(names) > 1 else True):
+        for name in progress(names, "predicting", len(names), "video"):
             maps = predict(network, runtime, read_features(source, name, videos[name], opt))
             found[name] = post_processing.proposals(*(one[None] for one in maps), opt)[0]
             if args.plot:

@@ -50,7 +50,6 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 from scipy.interpolate import interp1d
-from tqdm import tqdm
 
 from bmn import parallel
 from bmn.data.annotation_files import ROWS, AnnotationFile, frame_count, read_annotation_files
@@ -58,6 +57,7 @@ from bmn.data.annotations import read_entry
 from bmn.data.feature_files import few, filled_columns, filled_up, write_csv
 from bmn.data.features import EXTENSIONS, HDF5_EXTENSIONS, FolderFeatures, Hdf5Features, say_how_files_are_read
 from bmn.files import check_writable, inside, write_json
+from bmn.progress import progress
 from bmn.values import number, video_id
 
 SAMPLES = 3             # samples of a bin
@@ -244,14 +244,15 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
         return name, len(raw)
 
     snippets, flaws = {}, []
-    for outcome in tqdm(parallel.outcomes(work, names), "rescaling", len(names), unit="video", disable=None):
+    for outcome in progress(parallel.outcomes(work, names), "rescaling", len(names), "video"):
         if isinstance(outcome, UserError):
             flaws.append(str(outcome))
         else:
             snippets[outcome[0]] = outcome[1]
     if flaws:
         raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
-    print("%d videos rescaled to T = %d, C = %d in %s" % (len(names), args.temporal_scale, filled_up(feat_dim), folder))
+    print("%s rescaled to T = %d, C = %d in %s"
+          % (counted(len(names), "video"), args.temporal_scale, filled_up(feat_dim), folder))
     if filled_up(feat_dim) != feat_dim:
         print("C = %d was filled up with columns of zeros: give --feat_dim %d to main.py"
               % (feat_dim, filled_up(feat_dim)))

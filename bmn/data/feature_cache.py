@@ -8,12 +8,12 @@ import time
 from typing import Any, Callable, List
 
 import numpy as np
-from tqdm import tqdm
 
 from bmn import parallel
 from bmn.data.packed_features import PackedFeatures, header_of, is_of_version_1, video_bytes
 from bmn.errors import UserError
 from bmn.files import replacing
+from bmn.progress import progress, size_text
 
 try:
     import fcntl
@@ -51,8 +51,8 @@ def open_cache(opt: dict, source: Any, names: List[str], log: Callable[[str], No
             refusals.append("%s: %s" % (os.path.dirname(path), error.__cause__.strerror or error.__cause__))
             if path != paths[-1]:
                 log("features cannot be packed in %s, trying %s" % (refusals[-1], os.path.dirname(paths[-1])))
-    raise UserError("the %.1f GB of packed features cannot be written (%s): give --feature_cache a folder with free "
-                    "space, or off" % (video_bytes(*_form(opt)) * len(names) / 1e9, "; ".join(refusals)))
+    raise UserError("the %s of packed features cannot be written (%s): give --feature_cache a folder with free "
+                    "space, or off" % (size_text(video_bytes(*_form(opt)) * len(names)), "; ".join(refusals)))
 
 
 def _form(opt):
@@ -168,8 +168,8 @@ def _build(path, opt, source, names, packed, log):
     dtype = np.dtype(opt["feature_cache_dtype"]).newbyteorder("<")
     header, size = header_of(sources, *_form(opt)), video_bytes(*_form(opt))
     total = len(header) + size * len(sources)
-    log("packing the features of %d videos into %s%s"
-        % (len(sources), path, " (%d of them unchanged)" % len(kept) if packed is not None else ""))
+    log("packing the features of %s into %s%s"
+        % (counted(len(sources), "video"), path, " (%d of them unchanged)" % len(kept) if packed is not None else ""))
     began = time.time()
     with replacing(path) as temporary:
         with open(temporary, "wb") as handle:
@@ -193,7 +193,7 @@ def _build(path, opt, source, names, packed, log):
 
         flaws = []
         packed_videos = parallel.outcomes(pack, list(enumerate(sources)))
-        for flaw in tqdm(packed_videos, "packing features", len(sources), unit="video", disable=None, leave=False):
+        for flaw in progress(packed_videos, "packing features", len(sources), "video", opt["log_seconds"], log):
             if flaw is not None:
                 flaws.append(str(flaw))
                 if len(flaws) == FLAWS:
@@ -201,7 +201,7 @@ def _build(path, opt, source, names, packed, log):
         if flaws:
             raise UserError(flaws[0] + (" (%d%s files are unusable: tools/check_data.py lists them)" % (
                 len(flaws), " or more" if len(flaws) == FLAWS else "") if len(flaws) > 1 else ""))
-    log("packed in %.0f seconds, %.2f GB" % (time.time() - began, total / 1e9))
+    log("packed in %.0f seconds, %s" % (time.time() - began, size_text(total)))
 
 
 def _reserve(handle, size):

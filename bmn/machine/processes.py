@@ -75,10 +75,23 @@ def _number(name, default=None):
 def _connected(timeout):
     """A connection of its own to the store, for a thread or a guard: a call through another one may block."""
     numbers = int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
+    _wait_for_port(os.environ["MASTER_ADDR"], numbers[0], time.monotonic() + timeout.total_seconds())
     try:
         return dist.TCPStore(os.environ["MASTER_ADDR"], *numbers, False, timeout, wait_for_workers=False)
     except TypeError:           # before PyTorch 1.9
         return dist.TCPStore(os.environ["MASTER_ADDR"], *numbers, False, timeout)
+
+
+def _wait_for_port(host, port, until):
+    """Wait until somebody listens there. Old PyTorch would let no other thread of this process run meanwhile."""
+    while True:
+        try:
+            socket.create_connection((host, port), BEAT * 10).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(BEAT / 5)
 
 
 def _name(text):

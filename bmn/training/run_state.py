@@ -104,7 +104,7 @@ def _check_optimizer(state, optimizer):
     _insist(isinstance(found.get("state"), dict) and isinstance(groups, list) and len(groups) == 1
             and isinstance(groups[0], dict), state, "its optimizer is not Adam as it is used here")
     group, wanted = groups[0], ours["param_groups"][0]
-    for name in ("params", "betas", "eps", "weight_decay", "amsgrad"):
+    for name in ("betas", "eps", "weight_decay", "amsgrad"):
         there = group.get(name)
         _insist((list(there) if isinstance(there, (list, tuple)) else there) ==
                 (list(wanted[name]) if isinstance(wanted[name], (list, tuple)) else wanted[name]),
@@ -112,12 +112,13 @@ def _check_optimizer(state, optimizer):
     for name in set(group) & {"maximize"}:
         _insist(not group[name], state, "its optimizer goes uphill")
     parameters = [parameter for one in optimizer.param_groups for parameter in one["params"]]
-    moments = found["state"]
-    _insist(set(moments) in (set(), set(wanted["params"])), state,
+    moments, names = found["state"], group.get("params")       # the names are numbers: 0, 1, 2 since PyTorch 1.6
+    _insist(isinstance(names, list) and all(map(_is_count, names)) and len(set(names)) == len(parameters) == len(names)
+            and set(moments) in (set(), set(names)), state,
             "its optimizer has moments of %d weights, and there are %d" % (len(moments), len(parameters)))
-    for number, parameter in zip(wanted["params"], parameters):
+    for number, (name, parameter) in enumerate(zip(names, parameters)):
         if moments:
-            _check_moments(state, number, moments[number], parameter)
+            _check_moments(state, number, moments[name], parameter)
 
 
 def _check_moments(state, number, moments, parameter):

@@ -176,34 +176,34 @@ def nothing_is_corrupted(workshop):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, lost", [(signal.SIGKILL, 1), (signal.SIGTERM, 0)])
-def test_a_killed_rank_ends_the_others(workshop, number, lost):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_rank_ends_the_others(workshop, lost):
     """There is no launcher: only the ranks themselves can notice."""
     port = free_port()
     ranks = [start(workshop, [sys.executable, MAIN, *COMMON, *LONG, "--num_workers", "1"], RANK=str(rank),
                    LOCAL_RANK=str(rank), WORLD_SIZE="3", MASTER_PORT=port) for rank in range(3)]
     after_an_epoch(ranks[0])
-    os.kill(ranks[lost].pid, number)
+    os.kill(ranks[lost].pid, signal.SIGKILL)
     killed_at = time.time()
     for rank, process in enumerate(ranks):
         _, errors = process.communicate(timeout=30)
         if rank == lost:
-            assert process.returncode == -number
+            assert process.returncode == -signal.SIGKILL
         else:
-            assert process.returncode == 1 and "error: rank %d ended before the run was done" % lost in errors
-            assert "Traceback" not in errors
+            assert process.returncode == 1 and "error: rank %d on machine " % lost in errors
+            assert "ended before the run was done" in errors and "Traceback" not in errors
     assert time.time() - killed_at < 10
     nothing_is_corrupted(workshop)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, lost", [(signal.SIGKILL, 0), (signal.SIGTERM, 1)])
-def test_a_killed_rank_ends_torchrun(workshop, number, lost):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_rank_ends_torchrun(workshop, lost):
     process = start(workshop, launcher(TORCHRUN, 2) + [MAIN, *COMMON, *LONG])
     after_an_epoch(process)
-    os.kill(ranks_below(process)[lost], number)
+    os.kill(ranks_below(process)[lost], signal.SIGKILL)
     killed_at = time.time()
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and time.time() - killed_at < 20
-    assert "error: rank %d ended before" % lost in errors or "Signal %d" % number in errors
+    assert "error: rank %d on machine " % lost in errors or "Signal %d" % signal.SIGKILL in errors
     nothing_is_corrupted(workshop)

@@ -34,6 +34,8 @@ class Project:
         path = os.path.relpath(str(self.root / script), str(self.root / cwd))
         return subprocess.Popen(["bash", path] + list(args), cwd=str(self.root / cwd), stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, universal_newlines=True,
+                                # A suite in the background of a script has SIGINT ignored, and bash could not trap it.
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
                                 env=dict(known, **{"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}))
 
     def launch(self, script, *args, **more):
@@ -84,6 +86,15 @@ def project(tmp_path_factory, sample_data):
     yield project
     for pid in project.processes():
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(project):
+    """A test that fails leaves no run of 100,000 epochs to slow down the others."""
+    yield
+    for pid in project.processes():
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -158,9 +158,9 @@ def test_detections_are_written_and_evaluated(job, capsys):
     np.testing.assert_allclose(precision, expected)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "detections: result_detection.json"
-    assert lines[2:6] == ["mAP@0.50 is \t%s" % expected[0], "mAP@0.75 is \t%s" % expected[5],
-                          "mAP@0.95 is \t%s" % expected[9],
-                          "mAP@0.50:0.05:0.95 is \t%s" % float(np.mean(expected))]
+    assert lines[2:6] == ["mAP@0.50 is \t%.4f" % expected[0], "mAP@0.75 is \t%.4f" % expected[5],
+                          "mAP@0.95 is \t%.4f" % expected[9],
+                          "mAP@0.50:0.05:0.95 is \t%.4f" % float(np.mean(expected))]
     assert not any("FPS" in line or "AR@100" in line for line in lines)
     written = read("result_detection.json")
     assert set(written) == {"version", "results", "external_data"} and set(written["results"]) == {"a", "b", "c"}

@@ -1,4 +1,6 @@
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -76,3 +78,33 @@ list(parallel.outcomes(work, list(range(400)), 2))
         process.kill()
         after = process.stdout.read()       # until every helper is gone
     assert len(after) < 100                 # they had ten seconds of work left
+
+
+def test_signals_to_the_whole_group_are_the_parents_to_handle(tmp_path):
+    """Ctrl-C, and what a scheduler sends: the helpers finish what they work on."""
+    def work(item):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        return item
+
+    assert sorted(parallel.outcomes(work, list(range(64)), 2)) == list(range(64))
+
+
+def test_a_parent_that_ends_within_a_message_leaves_no_traceback(capfd):
+    """The helper reads half a message, or finds nobody who wants its answer."""
+    pool = parallel.Pool(lambda item: item, 1)
+    pipe = pool._start()
+    os.write(pipe.fileno(), b"\0\0\1\0half")
+    pipe.close()
+    pool.helpers[0].join(20)
+    assert pool.helpers[0].exitcode == 0 and capfd.readouterr().err == ""
+
+
+def test_an_answer_that_cannot_be_sent_is_an_error_here():
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        list(parallel.outcomes(lambda item: lambda: item, list(range(64)), 2))
+
+
+def test_processes_are_limited_by_processors_and_work():
+    assert parallel.limited(10 ** 20) == parallel.processors()
+    assert parallel.limited(10 ** 20, 1) == parallel.limited(1) == parallel.limited(5, 0) == 1

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -300,3 +301,25 @@ def test_a_strange_header_is_refused(tmp_path, header):
         handle.write(len(header).to_bytes(8, "little") + header + bytes(240))
     with pytest.raises(UserError, match="are damaged"):
         PackedFeatures(path, 10, 6)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, None])
+def test_space_is_reserved_also_where_the_disk_cannot(tmp_path, monkeypatch, number):
+    """... by the size of the file; None: the system has no such call."""
+    def cannot(*_):
+        raise OSError(number, "cannot")
+    if number is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", cannot)
+    with open(str(tmp_path / "x"), "wb") as handle:
+        feature_cache._reserve(handle, 12345)
+    assert (tmp_path / "x").stat().st_size == 12345
+
+
+def test_a_full_disk_shows_before_the_work(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with open(str(tmp_path / "x"), "wb") as handle, pytest.raises(OSError, match="No space"):
+        feature_cache._reserve(handle, 12345)

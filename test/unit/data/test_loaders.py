@@ -1,5 +1,6 @@
 """Batches over ranks: any number of ranks sees the same global batches, and validation sees every video once."""
 import pytest
+import torch
 
 from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks
 from bmn.errors import UserError
@@ -94,3 +95,25 @@ def test_processes_that_cannot_start_are_said(monkeypatch):
     monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__init__", full)
     with pytest.raises(UserError, match="/dev/shm"):
         list(loader)
+
+
+def test_the_order_of_an_epoch_is_drawn_from_seed_and_epoch():
+    """Written out, because a run that goes on must draw what the uninterrupted one had drawn."""
+    batches = TrainingBatches(10, 2, seed=3)
+    for batches.epoch in (0, 1, 5):
+        generator = torch.Generator()
+        generator.manual_seed(3 * 1000003 + batches.epoch)
+        order = torch.randperm(10, generator=generator).tolist()
+        assert list(batches) == [order[first:first + 2] for first in range(0, 10, 2)]
+
+
+@pytest.mark.parametrize("done", range(6))
+def test_the_rest_of_an_epoch_is_what_is_left_of_it(done):
+    ranks = [TrainingBatches(23, 2, 3, rank, 2) for rank in range(2)]
+    for one in ranks:
+        one.epoch = 4
+    whole = [list(one) for one in ranks]
+    for one in ranks:
+        one.done = done
+    assert [list(one) for one in ranks] == [batches[done:] for batches in whole]
+    assert [len(one) for one in ranks] == [5 - done] * 2

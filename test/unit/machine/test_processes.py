@@ -299,7 +299,7 @@ def test_nothing_listens_but_the_master_port_and_the_backend(launch, tmp_path, m
     assert [(rank.ended(60), rank.text) for rank in ranks] == [(0, "")] * 2
     found = [sorted(map(int, (tmp_path / ("ports.%d" % rank)).read_text().split())) for rank in range(2)]
     master = int((tmp_path / "ports.master").read_text())
-    assert master in found[0] and [len(ports) for ports in found] == [2, 1], found
+    assert master in found[0] and len(found[0]) <= 2 and len(found[1]) <= 1, found      # gloo: one for each rank
 
 
 def note_ports(runtime):

@@ -16,6 +16,7 @@ from test_checkpoint import refusal, same
 
 from bmn import unpickling
 from bmn.errors import UserError
+from bmn.machine.device import TORCH
 from bmn.training import checkpoint
 
 
@@ -274,3 +275,30 @@ def test_the_reader_for_old_pytorch_reads_what_pytorch_writes(zipped):
             assert one == other
 
     check(found, content)
+
+
+@pytest.mark.skipif(TORCH < (1, 6), reason="this PyTorch writes no zip files")
+@pytest.mark.parametrize("name", ["x.pth", "a-long-name-of-a-checkpoint.pth.tar"])
+def test_the_old_reader_reads_a_zip_file_saved_under_any_path(tmp_path, name):
+    """PyTorch names the folder in the archive after the file, and "archive" only where it writes to memory."""
+    torch.save({"state_dict": {"a": torch.arange(5.0)}}, str(tmp_path / name))
+    loaded = unpickling.load_on_old_pytorch((tmp_path / name).read_bytes())
+    assert torch.equal(loaded["state_dict"]["a"], torch.arange(5.0))
+
+
+class Writer:
+    """An object whose pickle would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("load", [unpickling.load, unpickling.load_on_old_pytorch])
+def test_no_code_in_a_file_is_run(tmp_path, load):
+    torch.save({"a": Writer(str(tmp_path / "ran"))}, str(tmp_path / "evil.pth"))
+    with pytest.raises(Exception, match="GLOBAL"):
+        load((tmp_path / "evil.pth").read_bytes())
+    assert not (tmp_path / "ran").exists()

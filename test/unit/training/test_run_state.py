@@ -18,8 +18,13 @@ def state(written):  # noqa: F811
     return checkpoint.read(written[0])
 
 
+def third(state):
+    """The name of the third weight in the state of the optimizer; before PyTorch 1.6 it is no small number."""
+    return state["optimizer"]["param_groups"][0]["params"][2]
+
+
 def moments(state):
-    return state["optimizer"]["state"][2]
+    return state["optimizer"]["state"][third(state)]
 
 
 SPOILT = {
@@ -37,7 +42,7 @@ SPOILT = {
     "best_loss of another run": lambda state: state.update(best_loss=0.1),
     "no options": lambda state: state.update(options={}),
     "options that are a list": lambda state: state.update(options=[1]),
-    "no moments of a weight": lambda state: state["optimizer"]["state"].pop(2),
+    "no moments of a weight": lambda state: state["optimizer"]["state"].pop(third(state)),
     "moments of a weight too many": lambda state: state["optimizer"]["state"].update({99: moments(state)}),
     "NaN moments": lambda state: moments(state)["exp_avg"].view(-1)[0].fill_(NAN),
     "infinite squares": lambda state: moments(state)["exp_avg_sq"].view(-1)[0].fill_(math.inf),
@@ -46,7 +51,9 @@ SPOILT = {
     "moments of whole numbers": lambda state: moments(state).update(exp_avg=moments(state)["exp_avg"].long()),
     "moments that are numbers": lambda state: moments(state).update(exp_avg=0.0),
     "a step of text": lambda state: moments(state).update(step="3"),
-    "moments that are a list": lambda state: state["optimizer"]["state"].update({2: [1]}),
+    "moments that are a list": lambda state: state["optimizer"]["state"].update({third(state): [1]}),
+    "a weight that is named twice": lambda state: state["optimizer"]["param_groups"][0].update(
+        params=[third(state)] * len(state["optimizer"]["param_groups"][0]["params"])),
     "two groups": lambda state: state["optimizer"]["param_groups"].append({}),
     "another weight decay": lambda state: state["optimizer"]["param_groups"][0].update(weight_decay=0.5),
     "other betas": lambda state: state["optimizer"]["param_groups"][0].update(betas=(0.5, 0.5)),
