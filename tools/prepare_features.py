@@ -58,7 +58,7 @@ from bmn.data.feature_files import few, filled_columns, filled_up, write_csv
 from bmn.data.features import EXTENSIONS, HDF5_EXTENSIONS, FolderFeatures, Hdf5Features, say_how_files_are_read
 from bmn.files import check_writable, inside, write_json
 from bmn.progress import progress
-from bmn.values import number, video_id
+from bmn.values import counted, number, video_id
 
 SAMPLES = 3             # samples of a bin
 MARGIN = 0.0001         # seconds: samples stay this far inside the outermost snippet centres

@@ -14,6 +14,7 @@ from bmn.data.packed_features import PackedFeatures, header_of, is_of_version_1,
 from bmn.errors import UserError
 from bmn.files import replacing
 from bmn.progress import progress, size_text
+from bmn.values import counted
 
 try:
     import fcntl
