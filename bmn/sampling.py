@@ -48,7 +48,7 @@ def sampling_weights(tscale: int, num_sample: int, num_sample_perbin: int, ratio
         are counted as in :func:`proposals`.
 
     Raises:
-        UserError: N * K is 1, and a single point has no step to the next.
+        UserError: N * K is 1, and a single point has no step to the next; or no point lies inside the video.
     """
     if num_sample * num_sample_perbin < 2:
         raise UserError("--num_sample 1 with --num_sample_perbin 1 leaves a single point to sample: raise one of them")
@@ -57,6 +57,9 @@ def sampling_weights(tscale: int, num_sample: int, num_sample_perbin: int, ratio
     parts = [_keys_and_weights(start[i:i + CHUNK], last[i:i + CHUNK], tscale, num_sample, num_sample_perbin, ratio)
              for i in range(0, len(start), CHUNK)]
     key = np.concatenate([key + i * CHUNK * num_sample * tscale for i, (key, _) in enumerate(parts)])
+    if not len(key):
+        raise UserError("--prop_boundary_ratio %g with %d points leaves no point inside the video: lower the ratio, or "
+                        "raise --num_sample" % (ratio, num_sample * num_sample_perbin))
     sample, t = np.divmod(key, tscale)
     proposal, n = np.divmod(sample, num_sample)
     return proposal, n, t, np.concatenate([weight for _, weight in parts])

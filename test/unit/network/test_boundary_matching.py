@@ -180,12 +180,12 @@ def test_constants_made_in_inference_serve_training(contraction):
 
 @pytest.mark.parametrize("chunk", [1, 7, 54, 55, 56])
 def test_the_weights_do_not_depend_on_how_many_are_computed_at_once(monkeypatch, chunk):
-    whole = boundary_matching.sampling_weights(10, 4, 3, 0.5)
-    monkeypatch.setattr(boundary_matching, "CHUNK", chunk)
-    for found, wanted in zip(boundary_matching.sampling_weights(10, 4, 3, 0.5), whole):
+    whole = sampling.sampling_weights(10, 4, 3, 0.5)
+    monkeypatch.setattr(sampling, "CHUNK", chunk)
+    for found, wanted in zip(sampling.sampling_weights(10, 4, 3, 0.5), whole):
         np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_ratio_that_leaves_no_point_is_refused():
     with pytest.raises(UserError, match="--prop_boundary_ratio 16 with 2 points leaves no point"):
-        boundary_matching.sampling_weights(2, 1, 2, 16.0)
+        sampling.sampling_weights(2, 1, 2, 16.0)
