@@ -16,6 +16,7 @@ import numpy as np
 
 from bmn.errors import UserError
 from bmn.inputs import open_input
+from bmn.values import video_id
 
 ALIGNMENT = 4096
 RENEW = 256                 # reads after which the file is mapped again, so that pages stop counting as our memory
@@ -61,12 +62,11 @@ def stored_name(name: str, names: Container, where: str) -> Optional[str]:
     Raises:
         UserError: both are there, and it is unknown which to take.
     """
-    twin = name[2:] if name.startswith("v_") else "v_" + name
-    if twin not in names:
-        return name if name in names else None
-    if name in names:
-        raise UserError("%s has features of %s and of %s, which are the same video: remove one" % (where, name, twin))
-    return twin
+    key = video_id(name)
+    stored = [one for one in ("v_" + key, key) if one in names and video_id(one) == key]     # v_v_a is not v_a
+    if len(stored) > 1:
+        raise UserError("%s has features of %s and of %s, which are the same video: remove one" % (where, *stored))
+    return stored[0] if stored else None
 
 
 class PackedFeatures:

@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from bmn.data.feature_files import read_csv
 from bmn.data.features import check_features, open_features, open_source
+from bmn.data.packed_features import stored_name
 from bmn.errors import UserError
 from bmn.options import with_defaults
 
@@ -428,3 +429,13 @@ def test_an_hdf5_file_that_is_being_written_is_said_to_be_open(tmp_path):
         done = subprocess.run([sys.executable, "-c", script, ROOT, str(tmp_path / "all.h5")], stderr=subprocess.PIPE,
                               text=True, check=False)
     assert done.returncode == 1 and "is open in another process" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name, names, stored", [
+    ("v_a", ["v_a"], "v_a"), ("a", ["v_a"], "v_a"), ("v_a", ["a"], "a"), ("a", ["a", "v_b"], "a"), ("c", ["a"], None),
+    ("v_v_a", ["v_v_a"], "v_v_a"), ("v_v_a", ["v_a"], None), ("v_a", ["v_v_a"], None)])
+def test_the_prefix_makes_no_difference_but_only_one_of_them(name, names, stored):
+    """The ids of v_v_a and v_a are v_a and a: they are two videos."""
+    assert stored_name(name, names, "x") == stored
+    with pytest.raises(UserError, match="x has features of v_a and of a, which are the same video"):
+        stored_name("a", ["a", "v_a"], "x")
