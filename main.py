@@ -59,16 +59,14 @@ LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss:
 def main(arguments):
     opt = vars(arguments)
     with device.setup(opt) as runtime, owned(opt, runtime) as owner:
-        ground_truth = None
         if runtime.is_main:         # the machines of a run need not share a disk
             check_files(opt, runtime)
-            if opt["mode"] != "train":
-                ground_truth = ground_truth_of(opt, runtime.log)
         if opt["mode"] in ("evaluate", "detection"):
-            return evaluate(opt, runtime, ground_truth)
-        annotations = open_annotations(opt, runtime)
+            return evaluate(opt, runtime)
         precision = amp.choose(runtime.kind, opt["opt_level"], opt["loss_scale"])
         runtime.log("precision: %s (--opt_level %s)" % (precision.description, opt["opt_level"]))
+        ground_truth = ground_truth_of(opt, runtime.log) if runtime.is_main and opt["mode"] != "train" else None
+        annotations = open_annotations(opt, runtime)
         if opt["mode"] in TRAINING:
             training = train(dict(opt, mode="train"), runtime, precision, annotations, owner)
         if opt["mode"] == "inference":
@@ -311,11 +309,11 @@ def infer(opt, runtime, precision, annotations, ground_truth, record=None):
             runtime.log("figure: %s\nreport: %s" % (opt["save_fig_path"], page))
 
 
-def evaluate(opt, runtime, ground_truth):
+def evaluate(opt, runtime):
     """Measure --result_file as it is: AR@AN of proposals, mAP of detections, or of proposals with --mode detection."""
     if not runtime.is_main:
         return
-    detections = read_detections(opt["result_file"])
+    ground_truth, detections = ground_truth_of(opt, runtime.log), read_detections(opt["result_file"])
     if detections is not None or opt["mode"] == "detection":
         evaluate_detection(opt, ground_truth, detections, runtime.log)
     else:
