@@ -6,7 +6,7 @@ new proposals   python3 main.py --mode inference --data_path DIR --pth_path chec
 figures         python3 main.py --mode evaluate --result_file FILE
 detection       python3 main.py --mode detection --classification_file FILE
 """
-from bmn.errors import TERMINATED, UserError, command_line, run_as_program
+from bmn.errors import UserError, command_line, run_as_program
 from opts import parse_opt
 
 if __name__ == "__main__":      # before PyTorch is imported: --help and a mistake in an option are answered at once
@@ -15,7 +15,6 @@ if __name__ == "__main__":      # before PyTorch is imported: --help and a mista
 from bmn.machine import device  # isort: skip  (before torch: a half-installed torch_npu must not end `import torch`)
 import contextlib
 import functools
-import hashlib
 import itertools
 import os
 
@@ -136,7 +135,7 @@ def train(opt, runtime, precision, annotations, owner):
     if not labelled:
         runtime.log("none of the %d validation videos has an action, so their losses say nothing: the best checkpoint "
                     "is the last one" % len(validation_videos))
-    check_same_videos(begun, training_videos, opt)
+    run_folder.check_same_videos(begun, training_videos.video_list)
     batches = TrainingBatches(len(training_videos), local_batch_size, opt["seed"], runtime.rank, runtime.world_size)
     blocks = rank_blocks(len(validation_videos), runtime.rank, runtime.world_size)
     rounds = len(rank_blocks(len(validation_videos), 0, runtime.world_size))
@@ -148,7 +147,8 @@ def train(opt, runtime, precision, annotations, owner):
     model = runtime.wrap(training.network)
     first = training.epochs_done
     with Pauses(runtime, opt["log_seconds"], opt["save_every"]) as pauses:
-        keep = functools.partial(keep_within_epoch, training, training_videos, opt, runtime, owner)
+        keep = functools.partial(run_folder.keep_within_epoch, opt["checkpoint_path"], training,
+                                 training_videos.video_list, runtime, owner)
         for epoch in range(first, opt["train_epochs"]):
             batches.epoch, batches.done, learning_rate = epoch, begun["steps"] if begun else 0, training.learning_rate
             runtime.reset_peak_memory()
@@ -175,37 +175,6 @@ def train(opt, runtime, precision, annotations, owner):
             pauses.saved()
     runtime.barrier()       # the best checkpoint is on the disk before anybody reads it
     return training
-
-
-def keep_within_epoch(training, videos, opt, runtime, owner, pause, begun):
-    """Save a run within an epoch. Ends it, with the status that a shell gives to SIGTERM, if the pause says so."""
-    training.check_finite()
-    everyone = runtime.gather((begun["losses"], begun["random_state"]))
-    if runtime.is_main:
-        owner.check()
-        within = {"steps": begun["steps"], "timing": begun["timing"], "losses": [losses for losses, _ in everyone],
-                  "videos": digest_of(videos.video_list)}
-        path = os.path.join(opt["checkpoint_path"], run_folder.LAST)
-        checkpoint.save(path, dict(training.state_dict(), within_epoch=within,
-                                   random_states=[random_state for _, random_state in everyone]))
-        runtime.log("%ssaved after step %d of epoch %d in %s%s" % (
-            pause.stop and pause.stop + ": ", begun["steps"], training.epochs_done, path,
-            ", --resume auto goes on there" if pause.stop else ""))
-    if pause.stop:
-        runtime.barrier()   # nobody leaves before the file is whole
-        raise SystemExit(TERMINATED)
-
-
-def digest_of(names):
-    """A number that tells one list of videos from another."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def check_same_videos(begun, videos, opt):
-    """Check that the epoch that was begun can go on with the videos that are left of it."""
-    if begun and begun["videos"] != digest_of(videos.video_list):
-        raise UserError("--resume %s goes on within an epoch, but the training videos are others now: give the same "
-                        "data, or start from its network with --finetune 1 --pth_path" % opt["resume"])
 
 
 def begin(opt, runtime, precision):

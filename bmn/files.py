@@ -90,24 +90,6 @@ def check_outputs(outputs: Dict[str, str], inputs: Dict[str, str]) -> None:
             raise UserError("%s and %s are the same file, %s: give another name for one of them" % (other, what, path))
 
 
-def check_readable(what: str, path: str) -> None:
-    """Check that an input is a file that can be opened.
-
-    Raises:
-        UserError: it is missing, a folder, or not ours to read; ``what`` names it.
-    """
-    if not os.path.exists(path):
-        raise UserError("%s %s does not exist: check the path" % (what, path))
-    try:
-        if os.path.isdir(path):
-            raise IsADirectoryError(None, "it is a folder")
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise UserError("%s %s cannot be read (%s): check the path and its permissions"
-                        % (what, path, error.strerror)) from None
-
-
 def inside(folder: str, name: str, ending: str) -> str:
     """``<folder>/<name><ending>``, where ``name`` comes from data: an annotation or feature file that may be foreign.
 

@@ -3,11 +3,12 @@
 Which checkpoint is the best of a run does not follow from its name, because another run may have left one there. It
 follows from the records of the epochs that each checkpoint holds: their times alone make them unique.
 """
+import hashlib
 import json
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
-from bmn.errors import UserError
+from bmn.errors import TERMINATED, UserError
 from bmn.files import replacing
 from bmn.options import BEST
 from bmn.training import checkpoint
@@ -28,6 +29,55 @@ def save(folder: str, state: Dict[str, Any], is_best: bool) -> None:
     if is_best:
         checkpoint.save(os.path.join(folder, BEST), state)
     _write_metrics(folder, state["metrics"])
+
+
+def keep_within_epoch(folder: str, training: Any, names: List[str], runtime: Any, owner: Any, pause: Any,
+                      begun: dict) -> None:
+    """Save a run within an epoch. Ends it, with the status that a shell gives to SIGTERM, if the pause says so.
+
+    Args:
+        folder: --checkpoint_path.
+        training: the Training.
+        names: the training videos, in their order.
+        runtime, owner: of this run; rank 0 alone has an owner.
+        pause: what pauses.Pauses gave.
+        begun: the epoch so far, of this rank, as engine.train_one_epoch describes it.
+
+    Raises:
+        UserError: the training has failed, or the file cannot be written.
+        SystemExit: the pause stops the run.
+    """
+    training.check_finite()
+    everyone = runtime.gather((begun["losses"], begun["random_state"]))
+    if runtime.is_main:
+        owner.check()
+        within = {"steps": begun["steps"], "timing": begun["timing"], "losses": [losses for losses, _ in everyone],
+                  "videos": _digest(names)}
+        path = os.path.join(folder, LAST)
+        checkpoint.save(path, dict(training.state_dict(), within_epoch=within,
+                                   random_states=[random_state for _, random_state in everyone]))
+        runtime.log("%ssaved after step %d of epoch %d in %s%s" % (
+            pause.stop and pause.stop + ": ", begun["steps"], training.epochs_done, path,
+            ", --resume auto goes on there" if pause.stop else ""))
+    if pause.stop:
+        runtime.barrier()   # nobody leaves before the file is whole
+        raise SystemExit(TERMINATED)
+
+
+def check_same_videos(begun: Optional[dict], names: List[str]) -> None:
+    """Check that the epoch that was begun (None: there is none) can go on with the training videos ``names``.
+
+    Raises:
+        UserError: they are others.
+    """
+    if begun and begun["videos"] != _digest(names):
+        raise UserError("--resume goes on within an epoch, but the training videos are others now: give the same data, "
+                        "or start from its network with --finetune 1 --pth_path")
+
+
+def _digest(names):
+    """A text that tells one list of videos from another."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def complete(folder: str, state: Dict[str, Any], record: List[dict]) -> None:

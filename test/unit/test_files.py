@@ -9,7 +9,6 @@ from bmn.errors import UserError
 from bmn.files import (
     check_distinct,
     check_outputs,
-    check_readable,
     check_writable,
     inside,
     read_json,
@@ -138,11 +137,3 @@ def test_outputs_differ_from_each_other_and_from_inputs(tmp_path):
     with pytest.raises(UserError, match="--video_anno and --a are the same file"):
         check_outputs({"--a": str(tmp_path / "link")}, inputs)
     assert (tmp_path / "in.json").read_text() == "1"
-
-
-def test_an_input_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "file").write_text("1")
-    check_readable("--onnx", str(tmp_path / "file"))
-    for path in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match="--onnx "):
-            check_readable("--onnx", str(path))
