@@ -164,8 +164,10 @@ class Runtime:
     def __exit__(self, kind, error, trace):
         if error is None or kind is SystemExit:     # all processes stop together after a signal
             self.close()
-        elif isinstance(error, RuntimeError) and self._peers:
-            self._peers.give_way()              # perhaps it only follows from the end of another process
+        elif self._peers:
+            if isinstance(error, RuntimeError):
+                self._peers.give_way()          # perhaps it only follows from the end of another process
+            self._peers.fall_silent()
 
     def close(self) -> None:
         """Leave the process group. Rank 0 leaves last, because the others are connected to it."""

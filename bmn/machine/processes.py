@@ -146,12 +146,15 @@ class Peers:
         os.environ.setdefault("MASTER_PORT", MASTER[1])
         os.environ.update(RANK=str(member.rank), WORLD_SIZE=str(member.world_size))
         self.rank, self.world_size, self.patience = member.rank, member.world_size, patience
-        self._leaving, self._alone_since, self._main = threading.Event(), None, "rank 0"
+        self._leaving, self._silent, self._alone_since = threading.Event(), threading.Event(), None
+        self._main = "rank 0"
         self._answered, self._seen = None, {}           # time of the store's last answer; {rank: (number, its time)}
         self._guard = _Guard(member.rank)
         os.register_at_fork(after_in_child=_close_connections)
-        for task in (self._talk, self._wait_for_answers):
-            threading.Thread(target=task, name="peers", daemon=True).start()
+        self._talking, watching = (threading.Thread(target=task, name="peers", daemon=True)
+                                   for task in (self._talk, self._wait_for_answers))
+        self._talking.start()
+        watching.start()
 
     def ready(self) -> None:
         """Wait until every process has given a sign of life: from then on, one that gives no more stands still."""
@@ -168,7 +171,13 @@ class Peers:
         for rank in range(self.world_size) if self.rank == 0 else ():
             while not store.add(_name("goodbye/%d" % rank), 0):
                 time.sleep(BEAT / 10)
+        self.fall_silent()
         self._guard.dismiss()
+
+    def fall_silent(self) -> None:
+        """Give no more signs of life, because this process ends. A thread that is in PyTorch's store then aborts it."""
+        self._silent.set()
+        self._talking.join(10 * BEAT)
 
     def give_way(self) -> None:
         """Wait after a failed exchange: if a process was lost, the watch notices it now and ends this process."""
@@ -193,7 +202,7 @@ class Peers:
             store.set(_name("machine/%d" % self.rank), platform.node())
             self._main = "rank 0 on machine %s" % store.get(_name("machine/0")).decode()
             before = time.monotonic()
-            while True:
+            while not self._silent.is_set():
                 store.add(_name("beat/%d" % self.rank), 1)
                 if store.add(_name("ends"), 0):
                     self._end(store.get(_name("end")).decode(), store)
@@ -204,7 +213,7 @@ class Peers:
                           "done, for %g seconds (--patience)"
                           % (still, store.get(_name("machine/%d" % still)).decode(), self.patience))
                 self._answered = before = now
-                time.sleep(BEAT if still is None else 0)
+                self._silent.wait(BEAT if still is None else 0)
         except Exception:           # every version of PyTorch has its own
             if not self._leaving.is_set():
                 launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"     # it holds the store
@@ -228,8 +237,7 @@ class Peers:
     def _wait_for_answers(self):
         """End this process where the store itself gives no answer: its process stands still, or the cable is cut."""
         before = time.monotonic()
-        while True:
-            time.sleep(BEAT)
+        while not self._silent.wait(BEAT):
             now = time.monotonic()
             if now - before > 10 * BEAT and self._answered is not None:
                 self._answered = now        # this process itself was stopped, and does not know about the others
