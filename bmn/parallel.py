@@ -11,6 +11,7 @@ from bmn.errors import UserError
 
 FEW = 32        # items for which another process is not worth its start
 CHUNK = 8       # items that a helper gets at a time
+GRACE = 30      # seconds that a data worker goes on after SIGTERM
 
 
 def processors() -> int:
@@ -170,11 +171,22 @@ class Pool:
                         pipe.send((True, error))
 
 
-def ignore_signals(_worker: Any = None) -> None:
-    """Leave the signals that a whole group of processes gets to the parent. For a helper, or as a worker_init_fn."""
+def ignore_signals() -> None:
+    """Leave the signals that a whole group of processes gets to the parent, whose end is noticed in another way."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def outlive_signals(_worker: int) -> None:
+    """The same for a data worker, as a worker_init_fn. But Python itself ends workers that are left over by SIGTERM.
+
+    So that signal ends one after GRACE seconds, in which the parent finishes its step and saves.
+    """
+    ignore_signals()
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
 def _outcome(work, item):

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bmn.errors import UserError
-from bmn.parallel import ignore_signals
+from bmn.parallel import outlive_signals
 
 # In the text of an error of PyTorch: what its processes lack, and what to do
 LACKING = (
@@ -112,4 +112,4 @@ def load_batches(dataset: torch.utils.data.Dataset, batches: Iterable[List[int]]
         UserError: the machine has too little shared memory or too few file handles for its processes.
     """
     return _Loader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
-                   worker_init_fn=ignore_signals if num_workers else None)
+                   worker_init_fn=outlive_signals if num_workers else None)

@@ -90,7 +90,7 @@ def test_a_spoilt_feature_file_is_named(own, spoil, words, cache):
 
 def test_wrong_options_are_refused(own):
     refused(own.main("--bach_size", 4), "--bach_size", "--batch_size")
-    refused(own.main("--mode", "evaluate"), "--mode", "evaluate")
+    refused(own.main("--mode", "evaluation"), "--mode", "evaluation")
     refused(own.main("--batch_size", 64), "--batch_size 64", "24")
     nothing_written(own)
 

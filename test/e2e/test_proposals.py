@@ -99,7 +99,7 @@ def test_bad_input_of_detection_overwrites_nothing(workshop):
         assert all(word in errors[0] for word in words), errors[0]
         assert workshop.text("output/result_detection.json") == "old"
 
-    classification(workshop, results={name: rows for name, rows in content["results"].items() if name != some})
-    refused("classes.json", "lacks 1 of the", some)
+    classification(workshop, results={"nobody": content["results"][some]})
+    refused("classes.json", "has none of the")
     (workshop.folder / "output" / "result_proposal.json").write_text('{"results": {}}')
     refused("result_proposal.json", "holds no proposal")
