@@ -77,7 +77,7 @@ class Annotations:
     """
 
     def __init__(self, opt: dict):
-        self.opt = opt
+        self.opt, self._read = opt, {}
         self.files = annotation_files.read_annotation_files(opt["video_anno"])
         self._found = {video_id(name): (name, file) for file in self.files for name in file.videos}
         self.listed = self._read_list(opt["video_info"])
@@ -126,6 +126,11 @@ class Annotations:
         Raises:
             UserError: no video is of that subset, one of them is not annotated, or its entry is invalid.
         """
+        if subset not in self._read:        # a run asks several times, and its entries are checked once
+            self._read[subset] = self._read_subset(subset)
+        return self._read[subset]
+
+    def _read_subset(self, subset):
         wanted = subset_word(self.opt, subset)
         subsets = self.subsets()
         names = [name for name, its_subset in subsets.items() if same_subset(wanted, its_subset)]
