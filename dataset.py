@@ -1,25 +1,31 @@
 """Videos as the network gets them: features C x T, and in training also the labels: IoU map, start and end."""
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 
-from bmn.data import segments
+from bmn.data import segments, windows
 from bmn.data.annotations import Video, read_videos
 from bmn.data.features import open_source
 from bmn.data.packed_features import PackedFeatures
+from bmn.errors import UserError
 from bmn.layouts import LAYOUTS
 from bmn.options import with_defaults
 from bmn.parallel import processors
+from bmn.results.protocols import AMBIGUOUS, PROTOCOLS
+from bmn.sampling import proposals
+from bmn.values import counted
 
 ROUNDING = 1e-6         # of the part of an interval that is covered
 
 
 class VideoDataSet(torch.utils.data.Dataset):
-    """The videos of one subset; with ``opt["skip_missing"]`` only those that have features.
+    """The videos of one subset, or with ``opt["window"]`` their windows; with ``opt["skip_missing"]`` only those that
+    have features.
 
     Items are float32 tensors. With ``opt["mode"] == "train"``: (features [C, T], IoU map [T, T], start [T], end [T]),
-    else (index, features [C, T]); ``video_list[index]`` is the name, ``videos[name]`` its Video.
+    and of a window also the number of rows before its padding; else (index, features [C, T]). In training, the windows
+    of the subset "train" are those in which an action lies.
 
     Args:
         opt: dict of options. A missing option gets its default; ``data`` or ``feature_path`` is read where there
@@ -29,9 +35,17 @@ class VideoDataSet(torch.utils.data.Dataset):
         features: what ``features.open_features`` returned; None reads the feature files directly, without a cache.
         videos: {name: Video} of the subset, where the caller has read them; None reads the annotation files.
 
+    Attributes:
+        videos: {name: Video}.
+        video_list: their names. Without windows, item ``index`` is the video ``video_list[index]``.
+        windows: the Window of each item, or None.
+        labelled: of windows in training the Video that :func:`windows.in_window` made of each, else None.
+        left_out: number of videos without features.
+        remarks: lines about the windows for the log.
+
     Raises:
-        UserError: the annotations or features cannot be used. An item also raises it, where its features cannot be
-            read.
+        UserError: the annotations or features cannot be used, or no window has an action. An item also raises it,
+            where its features cannot be read.
     """
 
     def __init__(self, opt: dict, subset: str = "train", features: Any = None,
@@ -43,19 +57,87 @@ class VideoDataSet(torch.utils.data.Dataset):
         self.features = open_source(opt) if features is None else features
         skip = opt["skip_missing"]
         self.videos = {name: video for name, video in videos.items() if not skip or name in self.features}
+        self.remarks = []
+        self._leave_out(PROTOCOLS[opt["protocol"]].ambiguous)
         self.video_list = list(self.videos)
         self.left_out = len(videos) - len(self.videos)      # because of skip_missing
-        self.labels = Labels(opt["temporal_scale"], opt["layout"])
+        self.labels = Labels(opt["temporal_scale"], opt["layout"], opt["max_duration"])
+        self.windows, self.labelled, self._last = None, None, (None, None)
+        if opt["window"]:
+            self._cut(opt)
+
+    def _leave_out(self, label):
+        """Leave out the actions that the protocol takes for ambiguous: they are no positive of the training either."""
+        count = sum(one[2] == AMBIGUOUS for video in self.videos.values() for one in video.actions)
+        if count and label == AMBIGUOUS:
+            self.videos = {name: video._replace(actions=[one for one in video.actions if one[2] != label])
+                           for name, video in self.videos.items()}
+            self.remarks.append("%s subset: %s of it left out" % (self.subset, counted(count, "'%s' action" % label)))
+        elif count:
+            self.remarks.append("%s subset: %s labelled '%s' and count like all others; --protocol thumos14 leaves "
+                                "them out" % (self.subset, counted(count, "action"), AMBIGUOUS))
+
+    def _cut(self, opt):
+        """Make windows the items."""
+        rows = {name: self.features.rows(name) for name in self.videos}
+        self.videos = windows.with_stride(self.videos, rows, opt["feature_stride"])
+        self.windows = [window for name in self.videos for window in windows.cut(name, rows[name], opt)]
+        every = len(self.windows)
+        if self.mode == "train":
+            cut = [windows.in_window(window, self.videos[window.name], opt["window"], opt["window_inside"])
+                   for window in self.windows]
+            if self.subset == "train":
+                used = [index for index, (video, _) in enumerate(cut) if video.actions]
+                if not used:
+                    raise UserError("no action of the %d training videos lies in a window of --window %d positions by "
+                                    "--window_inside %g: give larger windows, or look at the annotations "
+                                    "(tools/check_data.py)" % (len(rows), opt["window"], opt["window_inside"]))
+                self.windows, cut = [self.windows[index] for index in used], [cut[index] for index in used]
+            self.labelled = [video for video, _ in cut]
+        self.remarks.append("%s subset windows: %d%s, of %d positions"
+                            % (self.subset, len(self.windows), " of %d, those in which an action lies" % every
+                               if self.mode == "train" and self.subset == "train" else "", opt["window"]))
+
+    def windows_of_videos(self) -> List[int]:
+        """Number of items of each video, in order."""
+        return [1] * len(self.video_list) if self.windows is None else [
+            window.windows for window in self.windows if window.first == 0]
+
+    def items_of(self, name: str) -> List[int]:
+        """The items of a video."""
+        if self.windows is None:
+            return [self.video_list.index(name)]
+        return [index for index, window in enumerate(self.windows) if window.name == name]
+
+    @property
+    def item_names(self) -> List[str]:
+        """A name of each item: the video, and of a window also the position at which it begins."""
+        return self.video_list if self.windows is None else [
+            "%s from %d" % (window.name, window.first) for window in self.windows]
 
     def __len__(self) -> int:
-        return len(self.video_list)
+        return len(self.video_list if self.windows is None else self.windows)
 
     def __getitem__(self, index: int) -> tuple:
-        name = self.video_list[index]
-        features = torch.from_numpy(self.features.read(name))
+        if self.windows is None:
+            name, video, rows = self.video_list[index], None, ()
+            features = self.features.read(name)
+        else:
+            window = self.windows[index]
+            name, video, rows = window.name, self.labelled and self.labelled[index], (window.rows,)
+            features = windows.padded(self._rows_of(window), self.labels.temporal_scale)
+        features = torch.from_numpy(features)
         if self.mode != "train":
             return index, features
-        return (features,) + tuple(map(torch.from_numpy, self.labels(self.videos[name])))
+        return (features,) + tuple(map(torch.from_numpy, self.labels(video or self.videos[name]))) + rows
+
+    def _rows_of(self, window):
+        """[C, rows] of a window. Only a packed file is read in part."""
+        if isinstance(self.features, PackedFeatures):
+            return self.features.read(window.name, window.rows_of_file)
+        if self._last[0] != window.name:
+            self._last = window.name, self.features.read(window.name)
+        return self._last[1][:, window.rows_of_file]
 
 
 class Labels:
@@ -64,17 +146,18 @@ class Labels:
     Args:
         temporal_scale: T.
         layout: a name in LAYOUTS, which says what interval a position of the boundaries stands for.
+        max_duration: D, the longest proposal in positions, 0: T. The map is 0 where proposals are longer.
     """
 
-    def __init__(self, temporal_scale: int, layout: str = "reference"):
+    def __init__(self, temporal_scale: int, layout: str = "reference", max_duration: int = 0):
         self.temporal_scale = temporal_scale
         # These are multiples of 1/T and not quotients, so that they are rounded exactly as in the reference.
         self.gap = 1.0 / temporal_scale
         position = np.arange(temporal_scale)
         self.whole_anchors = LAYOUTS[layout].whole_anchors
         self.anchor_start, self.anchor_end = (self.gap * (position + offset) for offset in LAYOUTS[layout].anchor)
-        # Only pairs with start <= end are computed, which is half of the map.
-        start, end = np.triu_indices(temporal_scale)
+        # Only proposals are computed, which are half of the map or less.
+        start, end = proposals(temporal_scale, max_duration)
         self.pair_start, self.pair_end = start * self.gap, (end + 1) * self.gap
         self.pair_cell = start * temporal_scale + end
 

@@ -54,8 +54,8 @@ def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, run
     Args:
         model: the network of ``training``, or its parallel wrapper.
         training: bmn.training.training.Training.
-        loader: yields (features B x C x T, IoU map B x T x T, start B x T, end B x T) of what is left of the epoch; has
-            a length.
+        loader: yields (features B x C x T, IoU map B x T x T, start B x T, end B x T) of what is left of the epoch,
+            and of windows also the number of rows before their padding, int B; has a length.
         pauses: bmn.machine.pauses.Pauses; it says after which steps to report, save or stop.
         keep: called with a pause and ``begun``, where the state is to be saved; does not return where the run stops.
         begun: of an interrupted epoch what ``keep`` got: ``steps`` (how many are done), ``losses`` float32 [steps, 4]
@@ -86,7 +86,7 @@ def train_one_epoch(model: torch.nn.Module, training: Any, loader: Iterable, run
             runtime.synchronize()
             timer = _Timer(timing)
         timer.data_arrived()
-        losses = _losses(model, batch, training.precision, runtime, bm_mask)
+        losses = _losses(model, batch, training.precision, runtime, bm_mask, training.network.max_duration)
         training.precision.step(losses[0], training.optimizer)
         history.append(torch.stack(losses).detach())
         if profiler is not None:
@@ -126,17 +126,17 @@ def _read(left, runtime):
         return next(left, None)
 
 
-def _losses(network, batch, precision, runtime, bm_mask, draws=None):
+def _losses(network, batch, precision, runtime, bm_mask, max_duration, draws=None):
     """The four losses of one batch. The network's outputs go to float32 first, because of the logarithms.
 
     The network computes the whole map and not ``valid_only``, because PEM-reg at times takes every cell, below the
     diagonal too (loss_function._pem_reg_loss).
     """
-    features, iou_map, start, end = (value.to(runtime.device, non_blocking=True) for value in batch)
+    features, iou_map, start, end, *rows = (value.to(runtime.device, non_blocking=True) for value in batch)
     with precision.autocast():
         confidence_map, start_score, end_score = network(features)
     return bmn_loss_func(confidence_map.float(), start_score.float(), end_score.float(), iou_map, start, end, bm_mask,
-                         draws=draws)
+                         draws, *(rows or [None]), max_duration)
 
 
 def _finite_mean(losses, runtime, epoch, first):
@@ -197,7 +197,8 @@ def validate(training: Any, loader: Iterable, blocks: Dict[int, List[int]], roun
             generator.manual_seed(seed * 1000003 + number)
             draws = [torch.rand(batch[1].shape, generator=generator).to(runtime.device) for _ in range(2)]
             with torch.no_grad():
-                rows.append(torch.stack(_losses(network, batch, training.precision, runtime, bm_mask, draws)))
+                losses = _losses(network, batch, training.precision, runtime, bm_mask, network.max_duration, draws)
+                rows.append(torch.stack(losses))
         pause = pauses.after(done)
         if pause and pause.report:
             runtime.log("validation of epoch %d [%d/%d]" % (training.epochs_done, done, rounds))

@@ -18,6 +18,7 @@ import functools
 import itertools
 import os
 
+import numpy as np
 import torch
 
 import engine
@@ -26,20 +27,21 @@ from bmn.data.annotation_files import paths_of
 from bmn.data.annotations import Annotations, remarks
 from bmn.data.features import open_features
 from bmn.data.ground_truth import ground_truth_of
-from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
+from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks, video_blocks
+from bmn.data.windows import joined
 from bmn.files import check_outputs, inside, write_json
 from bmn.inputs import check_input
 from bmn.machine import amp
 from bmn.machine.pauses import Pauses
 from bmn.network.onnx_network import OnnxNetwork
-from bmn.options import BEST, DEFAULTS
+from bmn.options import BEST, DEFAULTS, INPUT_OPTIONS
 from bmn.owner import Owner
 from bmn.parallel import limited
 from bmn.progress import Progress
 from bmn.results.figures import picture_format
 from bmn.results.result_files import read_detections
 from bmn.results.score_tables import FOLDER, CsvExport
-from bmn.training import checkpoint, run_folder
+from bmn.training import checkpoint, recorded, run_folder
 from bmn.training.training import Training
 from dataset import VideoDataSet, default_workers
 from detection import FILE as DETECTIONS
@@ -134,9 +136,10 @@ def train(opt, runtime, precision, annotations, owner):
     labelled = any(video.actions for video in validation_videos.videos.values())
     if not labelled:
         runtime.log("none of the %d validation videos has an action, so their losses say nothing: the best checkpoint "
-                    "is the last one" % len(validation_videos))
-    run_folder.check_same_videos(begun, training_videos.video_list)
-    batches = TrainingBatches(len(training_videos), local_batch_size, opt["seed"], runtime.rank, runtime.world_size)
+                    "is the last one" % len(validation_videos.video_list))
+    run_folder.check_same_videos(begun, training_videos.item_names)
+    batches = TrainingBatches(len(training_videos), local_batch_size, opt["seed"], runtime.rank, runtime.world_size,
+                              "window" if opt["window"] else "video")
     blocks = rank_blocks(len(validation_videos), runtime.rank, runtime.world_size)
     rounds = len(rank_blocks(len(validation_videos), 0, runtime.world_size))
     training_loader = load(training_videos, batches, opt, runtime)
@@ -148,7 +151,7 @@ def train(opt, runtime, precision, annotations, owner):
     first = training.epochs_done
     with Pauses(runtime, opt["log_seconds"], opt["save_every"]) as pauses:
         keep = functools.partial(run_folder.keep_within_epoch, opt["checkpoint_path"], training,
-                                 training_videos.video_list, runtime, owner)
+                                 training_videos.item_names, runtime, owner)
         for epoch in range(first, opt["train_epochs"]):
             batches.epoch, batches.done, learning_rate = epoch, begun["steps"] if begun else 0, training.learning_rate
             runtime.reset_peak_memory()
@@ -163,7 +166,7 @@ def train(opt, runtime, precision, annotations, owner):
                 "iterations": trained["iterations"], "epoch": epoch, "lr": learning_rate, "train": trained["losses"],
                 "validation": validated["losses"], "skipped_steps": precision.skipped,
                 "peak_memory_mb": runtime.peak_memory_mb(), "device": runtime.kind, "world_size": runtime.world_size,
-                "videos": {"training": len(training_videos), "validation": len(validation_videos),
+                "videos": {"training": len(training_videos.video_list), "validation": len(validation_videos.video_list),
                            "left_out": training_videos.left_out + validation_videos.left_out},
             }, labelled)
             training.check_finite()
@@ -238,7 +241,7 @@ def open_datasets(opt, runtime, annotations, *subsets):
     features = open_features(opt, list(dict.fromkeys(itertools.chain(*videos))), runtime, runtime.log)
     datasets = [VideoDataSet(opt, subset, features, its_videos) for subset, its_videos in zip(subsets, videos)]
     for subset, dataset in zip(subsets, datasets):
-        runtime.log("%s subset video numbers: %d" % (subset, len(dataset)))
+        runtime.log("\n".join(["%s subset video numbers: %d" % (subset, len(dataset.video_list)), *dataset.remarks]))
     return datasets
 
 
@@ -264,7 +267,7 @@ def infer(opt, runtime, precision, annotations, ground_truth, record=None):
 
     ``record`` tells the network of this run's own training from any other that may lie in --pth_path.
     """
-    network = (OnnxNetwork(opt["onnx"], opt["layout"], opt["max_duration"]) if opt["onnx"] else
+    network = (OnnxNetwork(opt["onnx"], opt["layout"], opt["max_duration"], **shown(opt)) if opt["onnx"] else
                trained_network(opt, runtime, precision, record))
     videos, = open_datasets(opt, runtime, annotations, "validation")
     found = propose(videos, network, opt, runtime, precision)
@@ -298,40 +301,62 @@ def trained_network(opt, runtime, precision, record):
     if record is not None and runtime.is_main:      # each rank measures times of its own, and rank 0's are in the file
         run_folder.check_is_of(state, record)
     checkpoint.put_network(state, network)
+    recorded.check_options(state, shown(opt))
     return precision.prepare(network.to(runtime.device))[0]
+
+
+def shown(opt):
+    """The options that decide what a network is shown: whole videos or windows."""
+    return {name: opt[name] for name in INPUT_OPTIONS}
 
 
 def propose(videos, network, opt, runtime, precision):
     """{name: proposals} of all videos, on rank 0. The ranks divide the work, and --save_csv exports the tables."""
-    blocks = rank_blocks(len(videos), runtime.rank, runtime.world_size)
+    blocks = video_blocks(videos.windows_of_videos(), runtime.rank, runtime.world_size)
     loader = load(videos, list(blocks.values()), opt, runtime)
     folder = os.path.join(opt["output_dir"], FOLDER)
-    if opt["save_csv"]:
+    save_tables, of_windows = opt["save_csv"] and not opt["window"], post_processing.OfWindows(opt)
+    if save_tables:
         for name in videos.video_list:
             inside(folder, name, ".csv")        # so that a name that leads out of it shows before hours of work
     helpers = limited(max(1, opt["post_process_thread"] // runtime.world_size), len(blocks))
     if helpers < opt["post_process_thread"] // runtime.world_size and opt["post_process_thread"] > USUAL_HELPERS:
         runtime.log("--post_process_thread %d: %d on each rank, one for each processor and each block of videos at most"
                     % (opt["post_process_thread"], helpers))
-    export = (CsvExport(folder, helpers, opt["layout"], opt["max_duration"]) if opt["save_csv"]
+    export = (CsvExport(folder, helpers, opt["layout"], opt["max_duration"]) if save_tables
               else contextlib.nullcontext())
-    bar = Progress("inference", len(videos), "video", opt["log_seconds"], runtime.log if runtime.is_main else None)
+    bar = Progress("inference", len(videos), "window" if opt["window"] else "video", opt["log_seconds"],
+                   runtime.log if runtime.is_main else None)
     found = {}
     with export as tables, bar:
         for indices, *maps in engine.infer(network, loader, precision, runtime):
-            names = [videos.video_list[index] for index in indices]
-            found.update(zip(names, post_processing.proposals(*maps, opt)))
+            if opt["window"]:
+                found.update(of_windows.add([videos.windows[index] for index in indices], *maps))
+            else:
+                names = [videos.video_list[index] for index in indices]
+                found.update(zip(names, post_processing.proposals(*maps, opt)))
             if tables:
                 tables.add(names, *maps)
-            bar.add(len(names) * runtime.world_size)
+            bar.add(len(indices) * runtime.world_size)
     return {name: proposals for rank in runtime.gather(found) for name, proposals in rank.items()}
 
 
 def maps_of_videos(videos, network, runtime, precision, names):
-    """[confidence map [2, T, T], start [T], end [T]] of each of the videos ``names``, computed again."""
-    batches = [[videos.video_list.index(name)] for name in names]
-    outputs = engine.infer(network, load_batches(videos, batches, 0), precision, runtime)
-    return [[part[0] for part in maps] for _, *maps in outputs]
+    """[confidence map [2, T, T], start [T], end [T]] of each of the videos ``names``, computed again.
+
+    Of a video that was cut into windows there is no map (None), and its curves are as long as the video.
+    """
+    found = []
+    for items in map(videos.items_of, names):
+        batches = [items[first:first + BLOCK] for first in range(0, len(items), BLOCK)]
+        outputs = engine.infer(network, load_batches(videos, batches, 0), precision, runtime)
+        if videos.windows is None:
+            found += [[part[0] for part in maps] for _, *maps in outputs]
+        else:
+            curves = zip(*(maps[1:] for _, *maps in outputs))
+            found.append([None, *(joined([videos.windows[item] for item in items], np.concatenate(parts))
+                                  for parts in curves)])
+    return found
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class BMN(nn.Module):
         self.feat_dim, self.temporal_scale = opt["feat_dim"], opt["temporal_scale"]
         self.num_sample, self.num_sample_perbin = opt["num_sample"], opt["num_sample_perbin"]
         self.prop_boundary_ratio, self.layout = opt["prop_boundary_ratio"], opt["layout"]
-        self.max_duration = checked_duration(self.temporal_scale, self.layout, opt["max_duration"])
+        self.max_duration = checked_duration(self.temporal_scale, opt["max_duration"])
         if self.feat_dim % GROUPS:
             raise UserError("--feat_dim %d is no multiple of %d, because the first layer splits the features into %d "
                             "groups: tools/prepare_features.py fills features up with columns of zeros, to %d"

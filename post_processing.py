@@ -1,24 +1,24 @@
 """Soft-NMS, which gives exactly the reference's best proposals from scored pairs, and the result file."""
 import functools
 import os
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from bmn.data.annotations import Video, read_videos
 from bmn.data.ground_truth import ground_truth_file, ground_truth_of
 from bmn.data.segments import iou
+from bmn.data.windows import Window
 from bmn.errors import UserError
 from bmn.files import inside
 from bmn.layouts import LAYOUTS
-from bmn.options import with_defaults
+from bmn.options import DEFAULTS, with_defaults
 from bmn.parallel import limited, outcomes, without_errors
 from bmn.results.result_files import proposals_as_json, write_results
 from bmn.results.score_tables import FOLDER, candidates, decode, pairs, read_table
 from bmn.values import video_id
 
-KEPT = 101              # number of proposals at which soft-NMS stops
-WRITTEN = 100           # number of the best of them that the result file gets
+KEPT = DEFAULTS["kept"]      # proposals of a video, unless the options say otherwise
 
 
 def proposals(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray, opt: dict) -> List[np.ndarray]:
@@ -27,21 +27,18 @@ def proposals(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray, op
     Args:
         confidence_map: float32 [B, 2, T, T], channel 0 regression, 1 classification, at [start, end - 1].
         start, end: float32 [B, T].
-        opt: dict with soft_nms_alpha, soft_nms_low_thres, soft_nms_high_thres, and with layout and max_duration where
-            they are not the reference's.
+        opt: dict with soft_nms_alpha, soft_nms_low_thres, soft_nms_high_thres, and with kept, layout and max_duration
+            where they are not the defaults.
 
     Returns:
-        list of B float64 arrays [n <= 100, 3]: score, xmin, xmax (fractions of the video), best first. Those of a video
-        do not depend on the rest of its batch.
+        list of B float64 arrays [n <= kept, 3]: score, xmin, xmax (fractions of the video), best first. Those of a
+        video do not depend on the rest of its batch.
 
     Raises:
         UserError: a score is not a finite number.
     """
     layout, max_duration = opt.get("layout", "reference"), opt.get("max_duration", 0)
-    score = decode(confidence_map, start, end, layout, max_duration)
-    if not np.isfinite(score).all():
-        raise UserError("the network gives scores that are not finite: look for extreme values in the features "
-                        "(tools/check_data.py), or use another network")
+    score = _finite_scores(confidence_map, start, end, layout, max_duration)
     if not LAYOUTS[layout].peaks:
         return grid_soft_nms(score, start.shape[1], opt)
     xmin, xmax = pairs(start.shape[1], layout, max_duration)[2:]
@@ -49,31 +46,127 @@ def proposals(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray, op
             for its_score, chosen in zip(score, candidates(start, end, layout, max_duration))]
 
 
+def _finite_scores(*maps_layout_and_duration):
+    score = decode(*maps_layout_and_duration)
+    if not np.isfinite(score).all():
+        raise UserError("the network gives scores that are not finite: look for extreme values in the features "
+                        "(tools/check_data.py), or use another network")
+    return score
+
+
+class OfWindows:
+    """Proposals of videos that are cut into windows: those of all windows of a video in one list, then soft-NMS.
+
+    It holds only the windows of videos that are not complete yet.
+
+    Args:
+        opt: dict as for :func:`proposals`.
+    """
+
+    def __init__(self, opt: dict):
+        self.opt, self._waiting = opt, {}
+
+    def add(self, windows: Sequence[Window], confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray
+            ) -> Dict[str, np.ndarray]:
+        """Take the maps of a batch of windows, as in :func:`proposals`.
+
+        Returns:
+            {name: float64 [n <= kept, 3]} of the videos that are complete with it, in fractions of their features.
+
+        Raises:
+            UserError: a score is not a finite number.
+        """
+        complete = {}
+        for window, *maps in zip(windows, confidence_map, start, end):
+            found = self._waiting.setdefault(window.name, [])
+            found.append(self._segments(window, *maps))
+            if len(found) == window.windows:
+                complete[window.name] = soft_nms_of_parts(self._waiting.pop(window.name), self.opt)
+        return complete
+
+    def _segments(self, window, confidence_map, start, end):
+        """(xmin, xmax, score) of what the window proposes. Padding is cut off, so it is neither seen nor proposed."""
+        rows, layout = window.rows, self.opt.get("layout", "reference")
+        max_duration = min(self.opt.get("max_duration", 0), rows)
+        maps = confidence_map[None, :, :rows, :rows], start[None, :rows], end[None, :rows]
+        score = _finite_scores(*maps, layout, max_duration)
+        chosen = candidates(*maps[1:], layout, max_duration)[0]
+        first, after = (one[chosen] for one in pairs(rows, layout, max_duration)[:2])
+        return window.fraction(first), window.fraction(after), score[0, chosen]
+
+
 def soft_nms(xmin: np.ndarray, xmax: np.ndarray, score: np.ndarray, opt: dict) -> np.ndarray:
     """The reference's soft-NMS rule, step by step, for one table of any segments.
 
     Args:
         xmin, xmax, score: [rows].
-        opt: dict with the soft_nms options, and with layout where it is not the reference's.
+        opt: dict with the soft_nms options, and with kept and layout where they are not the defaults.
 
     Returns:
-        float64 [n <= 100, 3]: score, xmin, xmax, best first.
+        float64 [n <= kept, 3]: score, xmin, xmax, best first.
     """
-    rule = LAYOUTS[opt.get("layout", "reference")].soft_nms
-    fewest = 0 if rule == "mmaction2" else 1
-    order = np.argsort(-score, kind="stable")       # of equal scores, argmax then finds the first in this order
-    xmin, xmax, score = xmin[order], xmax[order], score[order].astype(np.float64)
-    if len(score) <= 1:
-        return np.stack([score, xmin, xmax], axis=1)
-    kept = []
-    while len(score) > fewest and len(kept) < KEPT:     # the reference drops a single remaining candidate
-        best = int(score.argmax())
-        kept.append((score[best], xmin[best], xmax[best]))
-        weaker, factor = _suppression(xmin, xmax, best, *_rule(opt), rule)
-        score[weaker] *= factor
-        xmin, xmax, score = np.delete(xmin, best), np.delete(xmax, best), np.delete(score, best)
-    kept = np.array(kept)
-    return kept[np.argsort(-kept[:, 0], kind="stable")[:WRITTEN]]
+    return soft_nms_of_parts([(xmin, xmax, score)], opt)
+
+
+def soft_nms_of_parts(parts: Sequence[Tuple[np.ndarray, np.ndarray, np.ndarray]], opt: dict) -> np.ndarray:
+    """The same as :func:`soft_nms` of all parts (xmin, xmax, score) in one table.
+
+    A kept segment suppresses only what it overlaps, so each step looks at the parts that it reaches and at no others.
+    """
+    layout, kept = LAYOUTS[opt.get("layout", "reference")], opt.get("kept", KEPT)
+    fewest = 0 if layout.soft_nms == "mmaction2" else 1      # the reference drops a single remaining candidate
+    parts = [_Part(*part) for part in _by_rank(parts)]
+    left = sum(len(part.score) for part in parts)
+    chosen = []
+    fewest = 0 if left == 1 else fewest
+    while left > fewest and len(chosen) <= kept:
+        best = max(parts, key=_Part.best)
+        score, first, last = best.take()
+        chosen.append((score, first, last))
+        left -= 1
+        for part in parts:
+            if part.first <= last and part.last >= first:
+                part.suppress(first, last, *_rule(opt), layout.soft_nms)
+    chosen = np.array(chosen).reshape(-1, 3)
+    return chosen[np.argsort(-chosen[:, 0], kind="stable")[:kept]]
+
+
+def _by_rank(parts):
+    """(xmin, xmax, score, rank) of each part that has rows, by rank: of equal scores, the lowest rank comes first."""
+    sizes = [len(score) for _, _, score in parts]
+    order = np.argsort(-np.concatenate([np.zeros(0), *(score for _, _, score in parts)]), kind="stable")
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(len(order))
+    for part, its_rank in zip(parts, np.split(rank, np.cumsum(sizes)[:-1])):
+        order = np.argsort(its_rank)
+        if len(order):
+            yield [one[order] for one in (*part, its_rank)]
+
+
+class _Part:
+    """Rows of a table in order of their rank. A row that was taken has the score -inf and overlaps nothing."""
+
+    def __init__(self, xmin, xmax, score, rank):
+        self.xmin, self.xmax, self.rank = np.array(xmin, np.float64), np.array(xmax, np.float64), rank
+        self.score = score.astype(np.float64)
+        self.first, self.last = xmin.min(), xmax.max()
+        self.row = int(self.score.argmax())
+
+    def best(self):
+        """(highest score, its rank with the sign turned): the largest of these is the next one of the table."""
+        return self.score[self.row], -self.rank[self.row]
+
+    def take(self):
+        """(score, xmin, xmax) of the best row, which is then gone."""
+        row = self.score[self.row], self.xmin[self.row], self.xmax[self.row]
+        self.score[self.row], self.xmin[self.row], self.xmax[self.row] = -np.inf, np.nan, np.nan
+        self.row = int(self.score.argmax())
+        return row
+
+    def suppress(self, first, last, *rule):
+        weaker, factor = _suppression(self.xmin, self.xmax, first, last, *rule)
+        self.score[weaker] *= factor
+        self.row = int(self.score.argmax())
 
 
 def grid_soft_nms(score: np.ndarray, temporal_scale: int, opt: dict) -> List[np.ndarray]:
@@ -84,21 +177,22 @@ def grid_soft_nms(score: np.ndarray, temporal_scale: int, opt: dict) -> List[np.
     score before suppression. Every tie is noticed in ``tied``, and then the video goes through :func:`soft_nms`.
 
     Args:
-        score: finite numbers [B, T(T-1)/2].
+        score: finite numbers [B, pairs].
         temporal_scale: T.
-        opt: dict with the soft_nms options.
+        opt: dict with the soft_nms options, and with kept and max_duration where they are not the defaults.
 
     Returns:
-        list of B float64 arrays [n <= 100, 3], as in :func:`proposals`.
+        list of B float64 arrays [n <= kept, 3], as in :func:`proposals`.
     """
     batch, rows = score.shape
-    xmin, xmax = pairs(temporal_scale)[2:]
-    if rows == 1:
+    grid, keep = (temporal_scale, "reference", opt.get("max_duration", 0)), opt.get("kept", KEPT)
+    xmin, xmax = pairs(*grid)[2:]
+    if rows <= 1:
         return [soft_nms(xmin, xmax, its_score, opt) for its_score in score]
-    look_up = functools.partial(_grid_suppression, temporal_scale, *_rule(opt))
+    look_up = functools.partial(_grid_suppression, grid, *_rule(opt))
     current = np.array(score, np.float64, order="C")
     flat, base = current.reshape(-1), np.arange(batch) * rows
-    steps = min(KEPT, rows - 1)
+    steps = min(keep + 1, rows - 1)
     kept, kept_score = np.empty((steps, batch), int), np.empty((steps + 1, batch))
     tied = (current < 0).any(axis=1)                                    # below, -1 marks a kept row; networks give >= 0
     for step in range(steps):
@@ -116,7 +210,7 @@ def grid_soft_nms(score: np.ndarray, temporal_scale: int, opt: dict) -> List[np.
     # A tie with a row that was not suppressed. This also notices a mark of -1 that a factor of 0 has turned into -0.
     tied |= (kept_score[1:] == kept_score[:-1]).any(axis=0)
     return [soft_nms(xmin, xmax, score[video], opt) if tied[video] else
-            np.stack([kept_score[:-1, video], xmin[kept[:, video]], xmax[kept[:, video]]], axis=1)[:WRITTEN]
+            np.stack([kept_score[:-1, video], xmin[kept[:, video]], xmax[kept[:, video]]], axis=1)[:keep]
             for video in range(batch)]
 
 
@@ -124,17 +218,19 @@ def _rule(opt):
     return opt["soft_nms_alpha"], opt["soft_nms_low_thres"], opt["soft_nms_high_thres"]
 
 
-def _suppression(xmin, xmax, best, alpha, low, high, rule="reference"):
-    """(rows that row ``best`` suppresses, the factors of their scores); the rows may include ``best`` itself."""
-    kept, others = (xmin[best], xmax[best]), (xmin, xmax)
-    overlap = iou(*kept, *others) if rule == "mmaction2" else iou(*others, *kept)
-    weaker = np.flatnonzero(overlap > low + (high - low) * (xmax[best] - xmin[best]))
+def _suppression(xmin, xmax, first, last, alpha, low, high, rule="reference"):
+    """(rows that a kept segment suppresses, the factors of their scores); the rows may include the segment itself."""
+    kept, others = (first, last), (xmin, xmax)
+    with np.errstate(invalid="ignore"):         # rows that were taken are NaN, and compare false
+        overlap = iou(*kept, *others) if rule == "mmaction2" else iou(*others, *kept)
+        weaker = np.flatnonzero(overlap > low + (high - low) * (last - first))
     return weaker, np.exp(-np.square(overlap[weaker]) / alpha)
 
 
 @functools.lru_cache(maxsize=1 << 13)       # all pairs of 100 positions: 25 MB
-def _grid_suppression(temporal_scale, alpha, low, high, best):
-    return _suppression(*pairs(temporal_scale)[2:], best, alpha, low, high)
+def _grid_suppression(grid, alpha, low, high, best):
+    xmin, xmax = pairs(*grid)[2:]
+    return _suppression(xmin, xmax, xmin[best], xmax[best], alpha, low, high)
 
 
 def write_result(path: str, videos: Dict[str, Video], proposals_of: Dict[str, np.ndarray],

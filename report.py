@@ -31,7 +31,8 @@ def write_report(opt: dict, result: evaluation.Evaluation, videos: Optional[Dict
         result: what evaluation.evaluation_proposal returned.
         videos: {name: Video} of the videos that were evaluated. None where only a result file is at hand: then the
             page has no figures of a network.
-        maps_of: called with three names at most; returns for each (confidence map [2, T, T], start [T], end [T]).
+        maps_of: called with three names at most; returns for each (confidence map [2, T, T], start [T], end [T]); the
+            map is None for a video that was cut into windows.
         training: the training videos, for the list of proposals that needs no features.
 
     Returns:
@@ -141,6 +142,9 @@ def _cards_of_a_video(seconds, maps, proposals, truth):
     if maps is None:
         return [_card("Ground truth and the best proposals", figures.time_axis(seconds, proposals, truth))]
     confidence_map, start, end = maps
+    if confidence_map is None:
+        return [_card("Boundary probabilities, ground truth and the best proposals",
+                      figures.boundaries(seconds, start, end, proposals, truth))]
     time_axis, confidence = figures.prediction_in_two(seconds, start, end, confidence_map, proposals, truth)
     return [_card("Boundary probabilities, ground truth and the best proposals", time_axis),
             _card("Confidence of every pair of start and end", confidence)]

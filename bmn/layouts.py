@@ -46,21 +46,16 @@ def same_network(one: str, other: str) -> bool:
     return LAYOUTS[one][:2] == LAYOUTS[other][:2]
 
 
-def checked_duration(tscale: int, layout: str, max_duration: int) -> int:
-    """``max_duration`` as it is stored: 0 where proposals may be as long as the video.
+def checked_duration(tscale: int, max_duration: int) -> int:
+    """``max_duration`` as it is stored: 0 where proposals may have all T positions.
 
     Raises:
-        UserError: it is longer than the video, or the map of this layout has no limit.
+        UserError: it is above T.
     """
     if max_duration > tscale:
-        raise UserError("--max_duration %d is above --temporal_scale %d: no proposal is longer than the video"
-                        % (max_duration, tscale))
-    if max_duration in (0, tscale):
-        return 0
-    if not LAYOUTS[layout].duration_first:
-        raise UserError("--max_duration %d needs a map of durations, but the map of --layout %s holds every pair: "
-                        "leave it out, or give --layout opentad" % (max_duration, layout))
-    return max_duration
+        raise UserError("--max_duration %d is above the %d positions of --temporal_scale or --window: give at most "
+                        "that, or 0" % (max_duration, tscale))
+    return 0 if max_duration == tscale else max_duration
 
 
 def map_cell(layout: str, start: Any, end: Any) -> Tuple[Any, Any]:

@@ -8,6 +8,7 @@ import argparse
 import os
 from typing import Any, Callable, NamedTuple, Tuple, Union
 
+from bmn.errors import UserError
 from bmn.layouts import LAYOUTS
 
 
@@ -57,10 +58,23 @@ def _path(text):
     return text
 
 
+def _stride(text):
+    """A kind of option: seconds, or frames with an f; "" is not given."""
+    number = text[:-1] if text.endswith(("f", "s")) else text
+    try:
+        holds = not text or 0 < float(number) < MANY
+    except ValueError:
+        holds = False
+    if not holds:
+        raise argparse.ArgumentTypeError("%r is neither seconds, such as 0.2, nor frames, such as 5f" % text)
+    return text
+
+
 MANY = 10 ** 9
 INDEX = _count(0, MANY)
 COUNT = _count(1, MANY)
 POSITIONS = _count(2, 4096)
+WINDOW = _number(int, lambda v: v == 0 or 2 <= v <= 4096, "0 or a whole number from 2 to 4096")
 SAMPLES = _count(1, 1024)
 CHANNELS = _count(1, 2 ** 16)
 RATIO = _number(float, lambda v: 0 <= v <= 16, "a number from 0 to 16")
@@ -71,6 +85,7 @@ SECONDS = _number(float, lambda v: 1 <= v <= MANY, "a number of seconds of at le
 POSITIVE = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
 NOT_NEGATIVE = _number(float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
 FRACTION = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+PART = _number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
 LOSS_SCALE = _number(float, lambda v: v == -1 or 0 < v < float("inf"), "a number above 0, or -1 for dynamic scaling")
 
 BEST = "BMN_best.pth.tar"       # the file name of a run's best checkpoint
@@ -111,6 +126,13 @@ GROUPS = {
                "folder that holds csv_mean_<T>/<video>.csv (also --data, --feature_path)"),
         Option("temporal_scale", 100, POSITIONS, "T, positions that a video is rescaled to"),
         Option("feat_dim", 400, CHANNELS, "C, numbers of a feature"),
+        Option("window", 0, WINDOW,
+               "W, positions of a window over features at their own rate, which is then T; 0: a whole video, rescaled"),
+        Option("window_overlap", 0.5, PART, "part of a window that lies in the next one"),
+        Option("window_subsample", 1, COUNT, "take every k-th row of the features"),
+        Option("window_inside", 0.9, FRACTION, "part of an action that must lie in a window to count there"),
+        Option("feature_stride", "", _stride,
+               "time between two rows of features, in seconds (0.2) or frames (5f); else length by rows"),
         Option("num_workers", -1, WORKERS, "processes of each rank that load data; -1: as many as suit the machine"),
         Option("feature_cache", "auto", str, "auto, off, or a folder: where features are packed once for fast reading"),
         Option("feature_cache_dtype", "float32", ("float32", "float16"), "precision of the packed features"),
@@ -124,13 +146,14 @@ GROUPS = {
         Option("layout", "reference", tuple(LAYOUTS),
                "whose map and samples: the reference's since 2020, or those that networks of reference2019, mmaction2 "
                "and opentad were trained with"),
-        Option("max_duration", 0, INDEX, "D, positions of the longest proposal, in a map of durations; 0: T"),
+        Option("max_duration", 0, INDEX, "D, positions of the longest proposal; 0: T"),
     ),
     "proposals and their evaluation": (
         Option("post_process_thread", 8, COUNT, "processes of the post-processing"),
         Option("soft_nms_alpha", 0.4, POSITIVE, "width of the Gaussian decay"),
         Option("soft_nms_low_thres", 0.5, FRACTION, "IoU above which the shortest proposals suppress others"),
         Option("soft_nms_high_thres", 0.9, FRACTION, "the same for proposals as long as the video"),
+        Option("kept", 100, COUNT, "proposals of a video that soft-NMS keeps"),
         Option("output_dir", "./output", _path, "folder of all results: tables, proposals, figure and report"),
         Option("result_file", "./output/result_proposal.json", _path,
                "JSON file of the proposals; the report is written beside it; else in --output_dir"),
@@ -140,7 +163,7 @@ GROUPS = {
         Option("ground_truth", "", str,
                "ground truth in ActivityNet's format; else Evaluation/data/activity_net_1_3_new.json where it exists, "
                "else derived from --video_info and --video_anno"),
-        Option("protocol", "activitynet", ("activitynet", "opentad", "thumos14", "thumos14-kit"),
+        Option("protocol", "activitynet", ("activitynet", "opentad", "thumos14", "thumos14-kit", "hacs"),
                "how results are measured: docs/evaluation.md"),
         Option("classification_file", "", str, "classes of whole videos, for --mode detection"),
         Option("classes", 2, COUNT, "best classes of a video that its proposals get"),
@@ -165,6 +188,9 @@ DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
 # Options that decide what the network computes; a checkpoint serves only a network that has the same.
 NETWORK_OPTIONS = ("temporal_scale", "num_sample", "num_sample_perbin", "prop_boundary_ratio", "feat_dim", "layout",
                    "max_duration")
+# Options that decide what such a network is shown, so they are recorded and compared as well.
+INPUT_OPTIONS = ("window", "window_subsample")
+RECORDED_OPTIONS = NETWORK_OPTIONS + INPUT_OPTIONS
 # Options that may name the feature folder; the first of them that is given wins.
 DATA_PATH_NAMES = ("data_path", "data", "feature_path")
 
@@ -174,7 +200,10 @@ def with_defaults(opt: dict) -> dict:
 
     ``data_path`` is the first of ``data_path``, ``data`` and ``feature_path`` that is given. ``pth_path``, where it is
     not given, is the best checkpoint of ``checkpoint_path``. ``result_file`` and ``save_fig_path``, where they are not
-    given, lie in ``output_dir``.
+    given, lie in ``output_dir``. With a ``window``, ``temporal_scale`` is its length.
+
+    Raises:
+        UserError: the two lengths contradict each other.
     """
     complete = dict(DEFAULTS)
     complete.update(opt)
@@ -182,6 +211,11 @@ def with_defaults(opt: dict) -> dict:
         if not opt.get(name):
             complete[name] = os.path.join(complete["output_dir"], os.path.basename(DEFAULTS[name]))
     complete["data_path"] = next((opt[name] for name in DATA_PATH_NAMES if opt.get(name)), complete["data_path"])
+    if complete["window"]:
+        if opt.get("temporal_scale", complete["window"]) not in (complete["window"], DEFAULTS["temporal_scale"]):
+            raise UserError("--window %d and --temporal_scale %d: the network sees a window, so leave --temporal_scale "
+                            "out" % (complete["window"], opt["temporal_scale"]))
+        complete["temporal_scale"] = complete["window"]
     if not opt.get("pth_path"):
         complete["pth_path"] = os.path.join(complete["checkpoint_path"], BEST)
     return complete

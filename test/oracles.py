@@ -56,6 +56,8 @@ def network_by_definition(parameter, opt, x):
     weights = sampling_weights_by_definition(tscale, opt["num_sample"], opt["num_sample_perbin"],
                                              opt["prop_boundary_ratio"], int(by_pair))
     weights = torch.from_numpy(weights if by_pair else by_duration(weights, durations)).to(x)
+    if by_pair:         # what is too long samples nothing
+        weights = torch.tril(weights, durations - 1)
 
     def conv(name, x, function=F.conv1d, **how):
         return function(x, parameter[name + ".weight"], parameter[name + ".bias"], **how)
@@ -68,8 +70,10 @@ def network_by_definition(parameter, opt, x):
     cells = F.relu(conv("x_2d_p.2", cells, F.conv2d, padding=1))
     cells = F.relu(conv("x_2d_p.4", cells, F.conv2d, padding=1))
     cells = torch.sigmoid(conv("x_2d_p.6", cells, F.conv2d))
-    if by_pair:
+    if by_pair and durations == tscale:
         return cells, start, end
+    if by_pair:
+        return torch.triu(torch.tril(cells, durations - 1)), start, end
     rows = []
     for first in range(tscale):
         durations_here = [(last - first) % tscale for last in range(tscale)]

@@ -21,7 +21,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import command_line, run_as_program
-from bmn.options import NETWORK_OPTIONS, OPTIONS
+from bmn.options import OPTIONS, RECORDED_OPTIONS
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")
     parser.add_argument("--half", action="store_true", help="store float16")
     parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
-    for name in NETWORK_OPTIONS:
+    for name in RECORDED_OPTIONS:
         names = ["--layout", "--from"] if name == "layout" else ["--" + name]
         parser.add_argument(*names, help="where the checkpoint does not say it", **OPTIONS[name].check)
     return parser.parse_args()

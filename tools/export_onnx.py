@@ -13,7 +13,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import command_line, run_as_program
-from bmn.options import INDEX, NETWORK_OPTIONS, OPTIONS
+from bmn.options import INDEX, INPUT_OPTIONS, OPTIONS, RECORDED_OPTIONS
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--exporter", choices=("auto", "old", "new"), default="auto",
                         help="old: TorchScript; new: torch.export; auto: new, where PyTorch and onnxscript have it")
     parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
-    for name in NETWORK_OPTIONS:
+    for name in RECORDED_OPTIONS:
         parser.add_argument("--" + name, help="where the checkpoint does not say it", **OPTIONS[name].check)
     return parser.parse_args()
 
@@ -38,7 +38,7 @@ import importlib.util
 import inspect
 import logging
 import warnings
-from typing import Any, Dict, Iterable
+from typing import Any, Dict, Iterable, Optional
 
 import numpy as np
 import torch
@@ -82,7 +82,8 @@ class WithSampling(torch.nn.Module):
         return self.network(image)
 
 
-def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> None:
+def export(network: BMN, path: str, batch: int, opset: int, exporter: str, shown: Optional[Dict[str, int]] = None
+           ) -> None:
     """Write ``network`` (on the CPU, in evaluation mode) to ``path``.
 
     Args:
@@ -92,6 +93,7 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
         opset: version of ONNX's operators.
         exporter: "old" (TorchScript, which newer PyTorch warns of), "new" (torch.export, from PyTorch 2.9 on), or
             "auto": the new one where PyTorch has it and onnxscript is installed.
+        shown: what the network is shown (options.INPUT_OPTIONS), for the metadata of the file.
 
     Raises:
         UserError: a package is missing, this PyTorch does not have the exporter, or the exporter cannot write this
@@ -136,7 +138,8 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str) -> No
     if exporter == "new":
         lower(model, opset)
     rebuild_sampling(model.graph, network, weights)
-    onnx.helper.set_model_props(model, {"layout": network.layout, "max_duration": str(network.max_duration)})
+    onnx.helper.set_model_props(model, dict({name: str(value) for name, value in (shown or {}).items()},
+                                            layout=network.layout, max_duration=str(network.max_duration)))
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -253,10 +256,12 @@ def main(args: argparse.Namespace) -> None:
     state = checkpoint.read(args.checkpoint, bool(args.ema))
     for line in checkpoint.remarks(state):
         print(line)
-    network = BMN(recorded.network_options(state, vars(args))).eval()
+    options = recorded.network_options(state, vars(args))
+    network = BMN(options).eval()
     checkpoint.put_network(state, network)
     with replacing(args.target) as temporary:
-        export(network, temporary, args.batch, args.opset, args.exporter)
+        export(network, temporary, args.batch, args.opset, args.exporter,
+               {name: options[name] for name in INPUT_OPTIONS})
         differences = compare(network, temporary, [args.batch] if args.batch else [1, 8])
         if not all(difference <= TOLERANCE for difference in differences.values()):     # also where one is NaN
             raise UserError("%s would differ from PyTorch by %s, more than %g: try another --exporter or --opset"

@@ -6,9 +6,10 @@
 
 FEATURES is a file <video>.csv, .npy, .npz, .pt or .pkl, a folder of such files, an HDF5 file or a packed file. A table
 that does not have the network's T positions must hold raw snippets of 16 frames, which are rescaled as in
-tools/prepare_features.py. --duration is the length in seconds, or a CSV file with the columns video and seconds. With
---video_anno the length comes from the annotation file, and the pictures show the annotated actions. The best proposals
-are printed, and all of them are written to --output.
+tools/prepare_features.py. A network of windows (--window) takes features of any length, at their own rate. --duration
+is the length in seconds, or a CSV file with the columns video and seconds. With --video_anno the length comes from the
+annotation file, and the pictures show the annotated actions. The best proposals are printed, and all of them are
+written to --output.
 """
 import argparse
 import os
@@ -16,9 +17,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
-from bmn.options import DEFAULTS, INDEX, NETWORK_OPTIONS, OPTIONS, with_defaults
+from bmn.options import DEFAULTS, INDEX, OPTIONS, RECORDED_OPTIONS, with_defaults
 
-SOFT_NMS = ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres")
+SOFT_NMS = ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres", "kept")
+
+WINDOWS = ("window_overlap", "feature_stride")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
     options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
                                         "as in main.py)")
-    for name in NETWORK_OPTIONS + SOFT_NMS:
+    for name in RECORDED_OPTIONS + WINDOWS + SOFT_NMS:
         options.add_argument("--" + name, **OPTIONS[name].check)
     return parser.parse_args()
 
@@ -50,13 +53,16 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
-from prepare_features import as_snippets, rescale_snippets
+from prepare_features import rescale_snippets
 
 import opts
 import post_processing
 from bmn.data.annotation_files import length_in_seconds, read_annotation_files
 from bmn.data.annotations import Video, read_entry
+from bmn.data.feature_files import as_rows
 from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
+from bmn.data.loaders import BLOCK
+from bmn.data.windows import cut, joined, padded, with_stride
 from bmn.files import check_outputs, inside
 from bmn.inputs import check_input, open_text
 from bmn.progress import progress
@@ -78,9 +84,9 @@ def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
     for line in checkpoint.remarks(state):
         print(line)
     recorded_with_it = state.get("options")
-    opt = {name: recorded_with_it[name] for name in SOFT_NMS
+    opt = {name: recorded_with_it[name] for name in WINDOWS + SOFT_NMS
            if isinstance(recorded_with_it, dict) and name in recorded_with_it}
-    opt.update((name, getattr(args, name)) for name in SOFT_NMS if getattr(args, name) is not None)
+    opt.update((name, getattr(args, name)) for name in WINDOWS + SOFT_NMS if getattr(args, name) is not None)
     opt = with_defaults(dict(opt, device=args.device, **recorded.network_options(state, vars(args))))
     opts.check_together(opt)
     network = BMN(opt)
@@ -100,7 +106,8 @@ def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
         check_input(path, "FEATURES")
         folder, file = os.path.split(path)
         name = os.path.splitext(file)[0]
-        return FolderFeatures(folder, opt["temporal_scale"], opt["feat_dim"], {name: file}), [name]
+        return FolderFeatures(folder, 0 if opt["window"] else opt["temporal_scale"], opt["feat_dim"],
+                              {name: file}), [name]
     source = open_source(dict(opt, data_path=path))
     names = sorted(source.names())
     if not names:
@@ -148,26 +155,52 @@ def _read_length_list(path):
 
 
 def read_features(source: Any, name: str, video: Video, opt: dict) -> np.ndarray:
-    """float32 [C, T] of a video, rescaled where its table is of another length.
+    """float32 [C, T] of a video, rescaled where its table is of another length; for windows [C, rows] as they are.
 
     Raises:
         UserError: the features cannot be used.
     """
+    if opt["window"]:
+        return source.read(name)
     table, rows_are_time = source.table(name)
     rows, columns = table.shape
     scale = opt["temporal_scale"]
     if scale == (rows if rows_are_time or columns == opt["feat_dim"] else columns):
         return source.read(name)
-    raw = as_snippets(table, rows_are_time, opt["feat_dim"], "features of %s in %s" % (name, source.path))
+    raw = as_rows(table, rows_are_time, opt["feat_dim"], "features of %s in %s" % (name, source.path))
     rescaled = rescale_snippets(raw, len(raw) * SNIPPET, video.seconds, scale, SNIPPET)
     return np.ascontiguousarray(rescaled.T, np.float32)
 
 
 def predict(network: BMN, runtime: Any, features: np.ndarray) -> Tuple[np.ndarray, ...]:
-    """(confidence map [2, T, T], start [T], end [T]) of the features [C, T] of one video, float32 arrays."""
+    """(confidence map [B, 2, T, T], start [B, T], end [B, T]) of features [B, C, T], float32 arrays."""
     with torch.no_grad():
-        outputs = network(torch.from_numpy(features[None]).to(runtime.device), valid_only=True)
-    return tuple(output[0].float().cpu().numpy() for output in outputs)
+        outputs = network(torch.from_numpy(features).to(runtime.device), valid_only=True)
+    return tuple(output.float().cpu().numpy() for output in outputs)
+
+
+def predict_windows(network: BMN, runtime: Any, features: np.ndarray, name: str, opt: dict
+                    ) -> Tuple[np.ndarray, Tuple[None, np.ndarray, np.ndarray]]:
+    """Proposals of a video from features at their own rate, and its boundary curves.
+
+    Args:
+        features: float32 [C, rows].
+        name: the video.
+        opt: complete dict of options, with a window.
+
+    Returns:
+        float64 [n <= kept, 3] (score, xmin, xmax in fractions of the features); (None in the place of a map, start
+        [positions], end [positions]).
+    """
+    windows, merged, found, curves = cut(name, features.shape[1], opt), post_processing.OfWindows(opt), {}, []
+    for first in range(0, len(windows), BLOCK):
+        batch = windows[first:first + BLOCK]
+        rows = [padded(features[:, window.rows_of_file], opt["window"]) for window in batch]
+        maps = predict(network, runtime, np.stack(rows))
+        found.update(merged.add(batch, *maps))
+        curves.append(maps[1:])
+    start, end = (joined(windows, np.concatenate(parts)) for parts in zip(*curves))
+    return found[name], (None, start, end)
 
 
 def print_table(name: str, video: Video, found: np.ndarray, top: int) -> None:
@@ -212,14 +245,21 @@ def main(args: argparse.Namespace) -> None:
     pictures = {name: inside(args.plot, name, ".png") for name in names} if args.plot else {}
     videos = read_lengths(args, names)
     say_how_files_are_read(source, names, print)
+    rows = {}
     for name in progress(names, "checking", len(names), "video"):
-        read_features(source, name, videos[name], opt)      # so that a bad file shows before hours of work
+        rows[name] = read_features(source, name, videos[name], opt).shape[1]    # a bad file shows before hours of work
+    if opt["window"]:
+        videos = with_stride(videos, rows, opt["feature_stride"])
     with device.setup(opt) as runtime:
         network.to(runtime.device).eval()
         found = {}
         for name in progress(names, "predicting", len(names), "video"):
-            maps = predict(network, runtime, read_features(source, name, videos[name], opt))
-            found[name] = post_processing.proposals(*(one[None] for one in maps), opt)[0]
+            features = read_features(source, name, videos[name], opt)
+            if opt["window"]:
+                found[name], maps = predict_windows(network, runtime, features, name, opt)
+            else:
+                maps = predict(network, runtime, features[None])
+                found[name], maps = post_processing.proposals(*maps, opt)[0], [one[0] for one in maps]
             if args.plot:
                 draw(pictures[name], name, videos[name], maps, found[name])
     for name in names:

@@ -23,6 +23,7 @@ class Video(NamedTuple):
         actions: (start, end, label) of each annotated action, with start <= end, as the file has them.
         subset: as the file spells it, "" where no file says it.
         reversed_actions: actions that were left out because they end before they start.
+        frames: number of frames, None where no file says it.
     """
     seconds: float
     feature_seconds: float
@@ -30,6 +31,7 @@ class Video(NamedTuple):
     actions: Sequence[Tuple[float, float, str]] = ()
     subset: str = ""
     reversed_actions: int = 0
+    frames: Optional[float] = None
 
 
 def scaled_lengths(seconds: float, frames: Optional[float], feature_frames: Optional[float]) -> Tuple[float, float]:
@@ -199,7 +201,8 @@ def read_entry(name: str, entry: dict, source: str, subset: str = "") -> Video:
         if lengths[key] is None or lengths[key] <= 0:
             raise UserError("%s: video %s has %s = %.80r, but a number above 0 is needed" % (source, name, key, value))
     actions, left_out = read_actions(name, entry, source)
-    return Video(lengths["duration_second"], *scaled_lengths(*lengths.values()), actions, subset, left_out)
+    return Video(lengths["duration_second"], *scaled_lengths(*lengths.values()), actions, subset, left_out,
+                 lengths["duration_frame"])
 
 
 def read_actions(name: str, entry: dict, source: str) -> Tuple[List[Tuple[float, float, str]], int]:

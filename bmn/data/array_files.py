@@ -10,14 +10,14 @@ import os
 import pickle
 import re
 import zipfile
-from typing import Any, Dict
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 
 from bmn import unpickling
 from bmn.data.feature_files import few
 from bmn.errors import UserError
-from bmn.inputs import check_size, read_bytes
+from bmn.inputs import check_size, open_input, read_bytes
 
 ARRAY_EXTENSIONS = (".npy", ".npz", ".pt", ".pkl")
 FEATURES = "feats"          # the name that wins where a file holds several arrays
@@ -44,6 +44,18 @@ def read_array(path: str) -> np.ndarray:
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise UserError("%s is not a readable %s (%s): make it again" % (where, _KINDS[kind], reason)) from None
     return numbers(arrays, where)
+
+
+def array_shape(path: str) -> Optional[Tuple[int, ...]]:
+    """The shape of the table in a .npy file without its numbers; None where only :func:`read_array` can tell."""
+    if not path.endswith(".npy"):
+        return None
+    with open_input(path, "feature file") as handle:
+        try:
+            shape = _npy_header(handle.read(LONGEST_HEADER))[1]
+        except Exception:       # read_array says what is wrong
+            return None
+    return tuple(length for length in shape if length != 1) if len(shape) > 2 else shape
 
 
 def numbers(arrays: Any, where: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from bmn import parallel
 from bmn.data.packed_features import PackedFeatures, header_of, is_of_version_1, video_bytes
 from bmn.errors import UserError
 from bmn.files import replacing
+from bmn.parallel import without_errors
 from bmn.progress import progress, size_text
 from bmn.values import counted
 
@@ -52,18 +53,20 @@ def open_cache(opt: dict, source: Any, names: List[str], log: Callable[[str], No
             refusals.append("%s: %s" % (os.path.dirname(path), error.__cause__.strerror or error.__cause__))
             if path != paths[-1]:
                 log("features cannot be packed in %s, trying %s" % (refusals[-1], os.path.dirname(paths[-1])))
-    raise UserError("the %s of packed features cannot be written (%s): give --feature_cache a folder with free "
-                    "space, or off" % (size_text(video_bytes(*_form(opt)) * len(names)), "; ".join(refusals)))
+    raise UserError("the packed features%s cannot be written (%s): give --feature_cache a folder with free space, or "
+                    "off" % (" of %s" % size_text(video_bytes(*_form(opt)) * len(names)) if _form(opt)[0] else "",
+                             "; ".join(refusals)))
 
 
 def _form(opt):
-    return opt["temporal_scale"], opt["feat_dim"], opt["feature_cache_dtype"]
+    """(T, or 0 for features at their own rate; C; type)"""
+    return 0 if opt["window"] else opt["temporal_scale"], opt["feat_dim"], opt["feature_cache_dtype"]
 
 
 def _paths(opt, source):
     """Paths that the packed file may have, the best first: beside the features, else beside the outputs."""
     path = os.path.abspath(source.path)
-    ending = ".%s%s" % (opt["feature_cache_dtype"], ENDING)
+    ending = "%s.%s%s" % (".rows" if opt["window"] else "", opt["feature_cache_dtype"], ENDING)
     # Another folder may hold the files of several data sets, which are all called csv_mean_100.
     elsewhere = "%s-%s%s" % (os.path.basename(path), hashlib.sha1(os.fsencode(path)).hexdigest()[:8], ending)
     if opt["feature_cache"] != "auto":
@@ -77,7 +80,7 @@ def _paths(opt, source):
 def _opened(path, opt):
     """The packed features at ``path``; None where they are missing, damaged, or of another T, C or type."""
     try:
-        packed = PackedFeatures(path, opt["temporal_scale"], opt["feat_dim"])
+        packed = PackedFeatures(path, *_form(opt)[:2])
     except UserError:
         return None
     return packed if packed.dtype == opt["feature_cache_dtype"] else None
@@ -98,7 +101,7 @@ def _brought_up_to_date(path, opt, source, names, log):
             log("%s is damaged, or of another T or C: it is made again" % path)
         _build(path, opt, source, names, packed, log)
         _remove_version_1(path, log)
-    return PackedFeatures(path, opt["temporal_scale"], opt["feat_dim"])
+    return PackedFeatures(path, *_form(opt)[:2])
 
 
 def _remove_version_1(path, log):
@@ -167,8 +170,11 @@ def _build(path, opt, source, names, packed, log):
             if name in source and sources.setdefault(name, source.stamp(name)) == stamp:
                 kept.add(name)
     dtype = np.dtype(opt["feature_cache_dtype"]).newbyteorder("<")
-    header, size = header_of(sources, *_form(opt)), video_bytes(*_form(opt))
-    total = len(header) + size * len(sources)
+    rows = None if _form(opt)[0] else dict(_rows_of(source, list(sources)))
+    header = header_of(sources, *_form(opt), rows)
+    begins = np.cumsum([len(header)] + [video_bytes(rows[name] if rows else _form(opt)[0], *_form(opt)[1:])
+                                        for name in sources]).tolist()
+    total = begins.pop()
     log("packing the features of %s into %s%s"
         % (counted(len(sources), "video"), path, " (%d of them unchanged)" % len(kept) if packed is not None else ""))
     began = time.time()
@@ -180,6 +186,10 @@ def _build(path, opt, source, names, packed, log):
         def pack(index_and_name):
             index, name = index_and_name
             features = (packed if name in kept else source).read(name)
+            if rows:
+                features = np.ascontiguousarray(features.T)
+                if len(features) != rows[name]:
+                    raise UserError("the features of video %s have changed while they were read: start again" % name)
             with np.errstate(over="ignore"):
                 features = features.astype(dtype)
             if not np.isfinite(features).all():
@@ -187,7 +197,7 @@ def _build(path, opt, source, names, packed, log):
                                 % (name, dtype))
             # The file is not mapped for writing, because a full disk would then kill the process without an error.
             with open(temporary, "r+b", buffering=0) as handle:
-                handle.seek(len(header) + index * size)
+                handle.seek(begins[index])
                 view = memoryview(features).cast("B")
                 while view:
                     view = view[handle.write(view):]
@@ -203,6 +213,11 @@ def _build(path, opt, source, names, packed, log):
             raise UserError(flaws[0] + (" (%d%s files are unusable: tools/check_data.py lists them)" % (
                 len(flaws), " or more" if len(flaws) == FLAWS else "") if len(flaws) > 1 else ""))
     log("packed in %.0f seconds, %s" % (time.time() - began, size_text(total)))
+
+
+def _rows_of(source, names):
+    """(name, number of rows) of each video."""
+    return without_errors(parallel.outcomes(lambda name: (name, source.rows(name)), names))
 
 
 def _reserve(handle, size):

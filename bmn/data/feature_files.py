@@ -1,6 +1,6 @@
 """Reading and writing one CSV file of features, and checking that a table has the T and C of the options."""
 import io
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 import numpy as np
 
@@ -110,14 +110,17 @@ def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim
     Args:
         table: numbers [rows, columns].
         rows_are_time: whether the rows are known to be time.
-        temporal_scale, feat_dim: T and C.
+        temporal_scale, feat_dim: T and C; T = 0: any number of rows, at their own rate.
         where: names the file in error messages.
 
     Raises:
         UserError: the table has another shape, it is unknown which axis is time, or a number is not finite in float32.
     """
     rows, columns = table.shape
-    if (rows, columns) == (temporal_scale, feat_dim):
+    if not temporal_scale:
+        table = as_rows(table, rows_are_time, feat_dim, "the numbers of " + where).T
+        temporal_scale = table.shape[1]
+    elif (rows, columns) == (temporal_scale, feat_dim):
         if rows == columns and not rows_are_time:
             raise UserError("%s has %d rows and as many columns, so it is unknown which axis is time: store the "
                             "features as CSV, with a row for each position" % (where, rows))
@@ -132,6 +135,47 @@ def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim
         raise UserError("%s has %s at position %d of %d, feature %d: extract the features of this video again"
                         % (where, features[channel, position], position + 1, temporal_scale, channel + 1))
     return features
+
+
+def as_rows(table: np.ndarray, rows_are_time: bool, feat_dim: int, where: str,
+            origin: str = "--feat_dim is") -> np.ndarray:
+    """[rows, C], a row for each snippet at their own rate, from a table.
+
+    Args:
+        table: [rows, columns].
+        rows_are_time: whether the rows are known to be time; otherwise the axis of length ``feat_dim`` is C.
+        feat_dim: C; 0 means the number of columns.
+        where: names the features in error messages.
+        origin: says in error messages where C comes from.
+
+    Raises:
+        UserError: no axis has the length C, it is unknown which axis is time, or a number is not finite.
+    """
+    if time_axis(table.shape, rows_are_time, feat_dim, where, origin):
+        table = table.T
+    if feat_dim and table.shape[1] != feat_dim:
+        table = filled_columns(table, feat_dim)         # the network was trained on features that were filled up
+    if not len(table) or not np.isfinite(table).all():
+        raise UserError("%s are empty or hold a number that is not finite: extract this video again" % where)
+    return table
+
+
+def time_axis(shape: Sequence[int], rows_are_time: bool, feat_dim: int, where: str,
+              origin: str = "--feat_dim is") -> int:
+    """The axis of a table of this shape that is time, 0 or 1. Arguments and errors are those of :func:`as_rows`."""
+    rows, columns = shape
+    if not feat_dim or (columns in (feat_dim, 0) and rows_are_time):
+        return 0
+    if rows == columns == feat_dim and not rows_are_time:
+        raise UserError("%s have as many snippets as features (%d), so it is unknown which axis is time: store them "
+                        "as CSV, with a row for each snippet" % (where, rows))
+    for axis in (0,) if rows_are_time else (0, 1):
+        if shape[1 - axis] == feat_dim:
+            return axis
+    if filled_up(columns) == feat_dim:
+        return 0
+    raise UserError("%s have %d rows and %d columns, but %s %d: give the right --feat_dim, or extract all videos in "
+                    "the same way" % (where, rows, columns, origin, feat_dim))
 
 
 def _remedy(shape, temporal_scale):

@@ -6,9 +6,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from bmn.data.array_files import ARRAY_EXTENSIONS, read_array
+from bmn.data.array_files import ARRAY_EXTENSIONS, array_shape, read_array
 from bmn.data.feature_cache import open_cache
-from bmn.data.feature_files import few, fitted, index_column, read_csv
+from bmn.data.feature_files import few, fitted, index_column, read_csv, time_axis
 from bmn.data.hdf5_features import Hdf5Features, stamp_of
 from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
@@ -140,6 +140,8 @@ def _holds(path):
 
 def _another_scale(opt):
     """A hint for the user where the folder holds features of another T; else ""."""
+    if opt["window"]:
+        return ""
     wanted = "csv_mean_%d" % opt["temporal_scale"]
     there = filter(os.path.isdir, glob.glob(os.path.join(glob.escape(opt["data_path"]), "csv_mean_*")))
     there = sorted(map(os.path.basename, there))
@@ -151,21 +153,21 @@ def open_source(opt: dict) -> Any:
     """The features in ``opt["data_path"]``, without a cache: a folder, an HDF5 file or a packed file.
 
     Args:
-        opt: dict; data_path, temporal_scale and feat_dim are read.
+        opt: dict; data_path, temporal_scale, window and feat_dim are read. With a window, T is 0: any number of rows.
 
     Raises:
         UserError: ``data_path`` does not exist, or is a file of another kind.
     """
-    path, scale, dim = opt["data_path"], opt["temporal_scale"], opt["feat_dim"]
+    path, scale, dim = opt["data_path"], 0 if opt.get("window") else opt["temporal_scale"], opt["feat_dim"]
     if os.path.exists(path) and not os.path.isdir(path):
         check_input(path, "--data_path")
         if path.endswith(HDF5_EXTENSIONS):
             return Hdf5Features(path, scale, dim)
         return PackedFeatures(path, scale, dim)
     if not os.path.isdir(path):
-        raise UserError("--data_path %s does not exist: give the folder that holds csv_mean_%d, or an HDF5 or packed "
-                        "feature file" % (path, scale))
-    inner = os.path.join(path, "csv_mean_%d" % scale)
+        raise UserError("--data_path %s does not exist: give the folder that holds %s, or an HDF5 or packed feature "
+                        "file" % (path, "csv_mean_%d" % scale if scale else "the features"))
+    inner = os.path.join(path, "csv_mean_%d" % scale)       # which no folder is called where T is 0
     return FolderFeatures(inner if os.path.isdir(inner) else path, scale, dim)
 
 
@@ -174,7 +176,7 @@ class FolderFeatures:
 
     Args:
         path: the folder.
-        temporal_scale, feat_dim: T and C that :meth:`read` insists on.
+        temporal_scale, feat_dim: T and C that :meth:`read` insists on; T = 0: any number of rows.
         files: {video: file name}; None means all files in the folder.
     """
 
@@ -229,6 +231,14 @@ class FolderFeatures:
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its file cannot be used."""
         return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "feature file " + self._path(name))
+
+    def rows(self, name: str) -> int:
+        """Number of rows of a video, or T; UserError where its file cannot be used."""
+        path = self._path(name)
+        shape = array_shape(path)
+        if shape is None or len(shape) != 2:
+            return self.read(name).shape[1]
+        return shape[time_axis(shape, False, self.feat_dim, "the numbers of feature file " + path)]
 
     def remark(self, name: str) -> Optional[str]:
         """What a user should know of how the file of a video is read, in a line; None where there is nothing."""

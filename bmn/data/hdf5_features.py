@@ -16,7 +16,7 @@ class Hdf5Features:
 
     Args:
         path: the file.
-        temporal_scale, feat_dim: T and C that :meth:`read` insists on.
+        temporal_scale, feat_dim: T and C that :meth:`read` insists on; T = 0: any number of rows.
     """
 
     def __init__(self, path: str, temporal_scale: int, feat_dim: int):
@@ -88,6 +88,10 @@ class Hdf5Features:
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its data set cannot be used."""
         return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "%s: %s" % (self.path, name))
+
+    def rows(self, name: str) -> int:
+        """Number of rows of a video, or T; UserError where its data set cannot be used."""
+        return self.read(name).shape[1]
 
     def _open(self):
         if self._owner != os.getpid():      # an HDF5 handle does not survive a fork

@@ -23,10 +23,11 @@ class TrainingBatches:
     A global batch is split evenly over the ranks, so that any number of ranks sees the same global batches.
 
     Args:
-        count: number of videos.
+        count: number of videos, or of windows.
         local_batch_size: videos of a batch on each rank.
         seed: seed of the order of the videos.
         rank, world_size: number of this process, and number of processes.
+        noun: what the items are.
 
     Attributes:
         epoch: number of the epoch, which the caller sets before it iterates.
@@ -36,14 +37,15 @@ class TrainingBatches:
         UserError: there are fewer videos than a global batch has.
     """
 
-    def __init__(self, count: int, local_batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(self, count: int, local_batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1,
+                 noun: str = "video"):
         self.count, self.local_batch_size, self.seed = count, local_batch_size, seed
         self.epoch = self.done = 0
         self.batch_size = local_batch_size * world_size
         self.offset = rank * local_batch_size
         if count < self.batch_size:
-            raise UserError("--batch_size %d is larger than the %d training videos: give %d or less"
-                            % (self.batch_size, count, count))
+            raise UserError("--batch_size %d is larger than the %d training %ss: give %d or less"
+                            % (self.batch_size, count, noun, count))
 
     def __len__(self) -> int:
         return self.count // self.batch_size - self.done
@@ -66,6 +68,25 @@ def rank_blocks(count: int, rank: int = 0, world_size: int = 1) -> Dict[int, Lis
     first = range(0, count, BLOCK)
     return {number: list(range(first[number], min(first[number] + BLOCK, count)))
             for number in range(rank, len(first), world_size)}
+
+
+def video_blocks(windows: List[int], rank: int = 0, world_size: int = 1) -> Dict[int, List[int]]:
+    """{number: window indices} of the batches of one rank, like :func:`rank_blocks`, but no video is split over ranks.
+
+    Consecutive videos of at least BLOCK windows together go to one rank, in batches of up to BLOCK windows. The batches
+    are the same for any number of ranks. Where every video is one window, they are those of :func:`rank_blocks`.
+
+    Args:
+        windows: number of windows of each video, in order.
+    """
+    blocks, group, first, end = {}, 0, 0, 0
+    for number, count in enumerate(windows, 1):
+        end += count
+        if end - first >= BLOCK or number == len(windows):
+            for begin in range(first, end, BLOCK) if group % world_size == rank else ():
+                blocks[begin] = list(range(begin, min(begin + BLOCK, end)))
+            group, first = group + 1, end
+    return blocks
 
 
 class _Loader(DataLoader):

@@ -1,4 +1,4 @@
-"""The packed feature file: every video's C x T numbers in one safetensors file, so that reading one is a single copy.
+"""The packed feature file: the numbers of every video in one safetensors file, so that reading some is a single copy.
 
 The layout of safetensors, which others read with ``safetensors.safe_open(path, "np")``:
     8 bytes, little-endian: the length of the header;
@@ -6,11 +6,12 @@ The layout of safetensors, which others read with ``safetensors.safe_open(path, 
         "__metadata__": {"sources": JSON text of {video: [size, time of change in ns] of the file it came from}}},
         filled up with blanks so that the numbers begin at a multiple of 4096 bytes;
     for each video its C x T numbers, little-endian, without gaps.
+Features at their own rate, for windows, have the shape [rows, C] instead, so that the rows of a window lie together.
 """
 import json
 import mmap
 import os
-from typing import Container, Dict, Iterable, List, Optional, Tuple
+from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -25,25 +26,27 @@ _DTYPES = {"float32": "F32", "float16": "F16"}
 _VERSION_1 = b"BMN packed features, version 1\n"
 
 
-def header_of(sources: Dict[str, List[int]], temporal_scale: int, feat_dim: int, dtype: str) -> bytes:
+def header_of(sources: Dict[str, List[int]], temporal_scale: int, feat_dim: int, dtype: str,
+              rows: Optional[Dict[str, int]] = None) -> bytes:
     """The beginning of a packed file, up to the numbers of the first video.
 
     Args:
         sources: {video: [size, time of change in ns]}, in the order of the file.
         dtype: "float32" or "float16".
+        rows: {video: number of rows} of features at their own rate; T does not matter then.
     """
-    size = video_bytes(temporal_scale, feat_dim, dtype)
-    header = {"__metadata__": {"sources": json.dumps(sources)}}
-    for index, name in enumerate(sources):
-        header[name] = {"dtype": _DTYPES[dtype], "shape": [feat_dim, temporal_scale],
-                        "data_offsets": [index * size, (index + 1) * size]}
+    header, end = {"__metadata__": {"sources": json.dumps(sources)}}, 0
+    for name in sources:
+        begin, end = end, end + video_bytes(rows[name] if rows else temporal_scale, feat_dim, dtype)
+        shape = [rows[name], feat_dim] if rows else [feat_dim, temporal_scale]
+        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode("utf-8")
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
 def video_bytes(temporal_scale: int, feat_dim: int, dtype: str) -> int:
-    """Bytes of one video in a packed file."""
+    """Bytes of one video of T positions, or of so many rows, in a packed file."""
     return temporal_scale * feat_dim * np.dtype(dtype).itemsize
 
 
@@ -69,12 +72,19 @@ def stored_name(name: str, names: Container, where: str) -> Optional[str]:
     return stored[0] if stored else None
 
 
+class _Place(NamedTuple):
+    """Where a video lies: its first number among those of the file, its rows, and whether they are the first axis."""
+    begin: int
+    rows: int
+    rows_first: bool
+
+
 class PackedFeatures:
     """A packed feature file. It is mapped, so all processes of a machine share one copy in the page cache.
 
     Args:
         path: the file.
-        temporal_scale, feat_dim: T and C that it must have.
+        temporal_scale, feat_dim: T and C that it must have; T = 0: rows at their own rate, any number of them.
 
     Attributes:
         dtype: "float32" or "float16".
@@ -100,7 +110,7 @@ class PackedFeatures:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise self._damaged() from None
-        wanted = self._start + len(self._index) * video_bytes(temporal_scale, feat_dim, self.dtype)
+        wanted = self._start + sum(video_bytes(one.rows, feat_dim, self.dtype) for one in self._index.values())
         if size != wanted:
             raise UserError("packed features %s are truncated (%d bytes of %d): copy or make the file again"
                             % (path, size, wanted))
@@ -120,27 +130,40 @@ class PackedFeatures:
             raise self._damaged()
         return header
 
-    def _videos(self, header) -> Tuple[str, Dict[str, int]]:
-        """(dtype, {video: its number in the file}); UserError where a video is of another T or C."""
+    def _videos(self, header) -> Tuple[str, Dict[str, _Place]]:
+        """(dtype, {video: its place in the file}); UserError where a video is of another T or C."""
         names = {kind: dtype for dtype, kind in _DTYPES.items()}
         dtype = names[next(iter(header.values()))["dtype"]] if header else "float32"
-        size, index = video_bytes(self.temporal_scale, self.feat_dim, dtype), {}
+        index, places = {}, []
         for name, tensor in header.items():
-            if tensor["shape"] != [self.feat_dim, self.temporal_scale]:
-                raise UserError("packed features %s have the shape %s for video %s, but --feat_dim is %d and "
-                                "--temporal_scale %d (C x T): give those, or other features"
-                                % (self.path, tensor["shape"], name, self.feat_dim, self.temporal_scale))
             begin, end = tensor["data_offsets"]
             if type(begin) is not int or type(end) is not int:
                 raise ValueError("no whole numbers")
-            if tensor["dtype"] != _DTYPES[dtype] or begin % size or end != begin + size:
-                raise ValueError("a gap, or another type")
-            index[name] = begin // size
-        if sorted(index.values()) != list(range(len(index))):
+            rows, rows_first = self._rows_of(name, tensor["shape"])
+            if tensor["dtype"] != _DTYPES[dtype] or end != begin + video_bytes(rows, self.feat_dim, dtype):
+                raise ValueError("another size, or another type")
+            index[name] = _Place(begin // np.dtype(dtype).itemsize, rows, rows_first)
+            places.append((begin, end))
+        places.sort()
+        if [begin for begin, _ in places] != [0, *(end for _, end in places)][:len(places)]:
             raise ValueError("a gap")
         if self.sources and self.sources.keys() != index.keys():
             raise ValueError("names of other sources")
         return dtype, index
+
+    def _rows_of(self, name, shape):
+        """(number of rows, whether the rows come first) of a tensor."""
+        lengths, dim = list(map(int, shape)), self.feat_dim
+        if self.temporal_scale:
+            if lengths != [dim, self.temporal_scale]:
+                raise UserError("packed features %s have the shape %s for video %s, but --feat_dim is %d and "
+                                "--temporal_scale %d (C x T): give those, or other features"
+                                % (self.path, shape, name, dim, self.temporal_scale))
+            return self.temporal_scale, False
+        if len(lengths) != 2 or dim not in lengths or min(lengths) < 1 or (lengths == [dim, dim] and not self.sources):
+            raise UserError("packed features %s have the shape %s for video %s, but --window needs rows of --feat_dim "
+                            "%d numbers: give that, or other features" % (self.path, shape, name, dim))
+        return (lengths[0], True) if lengths[1] == dim else (lengths[1], False)
 
     def _damaged(self):
         return UserError("packed features %s are damaged, or hold no float32 or float16 tensor for each video: copy "
@@ -160,14 +183,26 @@ class PackedFeatures:
         """The numbers of a video: (float32 [T, C], True: rows are time)."""
         return self.read(name).T, True
 
-    def read(self, name: str) -> np.ndarray:
-        """float32 [C, T] of a video, a copy that the caller may change."""
-        if self._map is None or self._reads == RENEW:
-            content = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            shape = len(self._index), self.feat_dim, self.temporal_scale
-            self._map, self._reads = np.ndarray(shape, np.dtype(self.dtype).newbyteorder("<"), content, self._start), 0
-        self._reads += 1
+    def rows(self, name: str) -> int:
+        """Number of rows of a video, or T; UserError where it is not in the file."""
+        return self._place(name).rows
+
+    def _place(self, name):
         stored = stored_name(name, self._index, self.path)
         if stored is None:
             raise UserError("video %s is not in %s: give features that have it" % (name, self.path))
-        return self._map[self._index[stored]].astype(np.float32)
+        return self._index[stored]
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """float32 [C, T] of a video, or [C, n] of some of its rows; a copy that the caller may change."""
+        if self._map is None or self._reads == RENEW:
+            content = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            dtype = np.dtype(self.dtype).newbyteorder("<")
+            count = (len(content) - self._start) // dtype.itemsize
+            self._map, self._reads = np.ndarray(count, dtype, content, self._start), 0
+        self._reads += 1
+        place = self._place(name)
+        numbers = self._map[place.begin:place.begin + place.rows * self.feat_dim]
+        if place.rows_first:
+            return numbers.reshape(place.rows, self.feat_dim)[rows].T.astype(np.float32, order="C")
+        return numbers.reshape(self.feat_dim, place.rows)[:, rows].astype(np.float32, order="C")

@@ -16,8 +16,8 @@ instead of T * T, which makes a training step 30 % shorter (docs/performance.md)
 convolution first puts the rows of three cells above each other side by side (three times the numbers, where im2col
 needs nine times), and is then a one-dimensional one along rows of cells, at the speed of the library's own.
 
-A map of durations, [duration, start], is the same with its proposals above the other diagonal. Its rows may end early,
-where proposals have a longest duration.
+A map of durations, [duration, start], is the same with its proposals above the other diagonal. Where proposals have a
+longest duration D, it has D rows; in a map of pairs, those that are too long are cells like those below the diagonal.
 """
 import numpy as np
 import torch
@@ -191,7 +191,8 @@ def _rows(image):
 def _proposal_rows(tscale, layout, max_duration):
     """The map: which row belongs to a cell; all cells that are no proposal have the last."""
     start, end = proposals(tscale, max_duration)
-    row = np.full((max_duration or tscale, tscale), len(start))
+    lines = max_duration if max_duration and LAYOUTS[layout].duration_first else tscale
+    row = np.full((lines, tscale), len(start))
     row[map_cell(layout, start, end)] = np.arange(len(start))
     return row
 

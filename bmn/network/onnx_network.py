@@ -30,13 +30,14 @@ class OnnxNetwork:
     Args:
         path: a file that tools/export_onnx.py wrote, or another one with the same input and outputs. Its batch size may
             be fixed or open.
-        layout, max_duration: of the network; a file that tells other ones is refused.
+        layout, max_duration, shown: of the network, and what it is shown (options.INPUT_OPTIONS); a file that tells
+            other ones is refused.
 
     Raises:
         UserError: onnxruntime is missing, or the file is not such a network.
     """
 
-    def __init__(self, path: str, layout: str = "reference", max_duration: int = 0):
+    def __init__(self, path: str, layout: str = "reference", max_duration: int = 0, **shown: int):
         onnxruntime = import_or_say("onnxruntime", "--onnx")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -50,7 +51,7 @@ class OnnxNetwork:
                             "tools/export_onnx.py" % (path, str(error).splitlines()[0][:200])) from None
         self.path = path
         self._check_ends()
-        self._check_layout({"layout": layout, "max_duration": max_duration})
+        self._check_options(dict(shown, layout=layout, max_duration=max_duration))
 
     def _check_ends(self):
         """Insist on one input [batch, C, T] and on our three outputs, all of one T where the file says it."""
@@ -70,10 +71,10 @@ class OnnxNetwork:
                     if isinstance(there, int) and there != here:
                         raise self._other_shape(name, outputs[name].shape[1:], wanted)
 
-    def _check_layout(self, wanted):
+    def _check_options(self, wanted):
         metadata = self.session.get_modelmeta().custom_metadata_map
         for name, value in wanted.items():
-            found = metadata.get(name, str(value) if name == "max_duration" else "reference")
+            found = metadata.get(name, "reference" if name == "layout" else str(value))
             if found != str(value):
                 raise UserError("--onnx %s is a network of --%s %s, but here it is %s: give the same value"
                                 % (self.path, name, found, value))

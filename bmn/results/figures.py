@@ -158,10 +158,14 @@ def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, c
         seconds: length of the time axis.
         start, end: [T], probability at each position.
         confidence_map: [2, T, T], channel 0 regression, 1 classification, at [start, end]; cells with start > end are
-            not shown.
+            not shown. None, of a video that was cut into windows: the curves and the time axis alone.
         proposals: [n, 3] (score, xmin, xmax as fractions), best first; the first ten are drawn.
         truth: (start, end, label) of each annotated action, in seconds, sorted by start.
     """
+    if confidence_map is None:
+        figure = boundaries(seconds, start, end, proposals, truth, (13, 6))
+        figure.suptitle(_literal(title))
+        return figure
     figure = new_figure((13, 6))
     grid = figure.add_gridspec(1, 2, width_ratios=(1.35, 1))
     figure.suptitle(_literal(title))
@@ -170,11 +174,18 @@ def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, c
     return figure
 
 
+def boundaries(seconds: float, start: np.ndarray, end: np.ndarray, proposals: np.ndarray, truth: Sequence[tuple] = (),
+               size: Tuple[float, float] = (6.4, 5.4)) -> Any:
+    """Boundary probabilities and time axis alone; arguments as in :func:`prediction`, ``size`` in inches."""
+    figure = new_figure(size)
+    draw_boundaries_and_time_axis(figure, figure.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
+    return figure
+
+
 def prediction_in_two(seconds: float, start: np.ndarray, end: np.ndarray, confidence_map: np.ndarray,
                       proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Tuple[Any, Any]:
     """The same as :func:`prediction` in two figures (time axis, confidence), which a page can arrange by its width."""
-    time_axis, confidence = new_figure((6.4, 5.4)), new_figure((6.4, 5.4))
-    draw_boundaries_and_time_axis(time_axis, time_axis.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
+    time_axis, confidence = boundaries(seconds, start, end, proposals, truth), new_figure((6.4, 5.4))
     draw_confidence(confidence, confidence.add_gridspec(1, 1)[0], seconds, confidence_map, truth)
     return time_axis, confidence
 

@@ -3,6 +3,7 @@ from typing import Dict, List, NamedTuple, Tuple
 
 import numpy as np
 
+AMBIGUOUS = "Ambiguous"     # THUMOS-14's label of actions of which its annotators were not sure
 Action = Tuple[float, float, str]       # start and end in seconds, label
 
 
@@ -53,10 +54,11 @@ def _distinct(actions):
 _ACTIVITYNET = Protocol(np.linspace(0.5, 0.95, 10), (1, 5, 10, 100), 100, np.linspace(0.5, 0.95, 10),
                         (0.5, 0.75, 0.95))
 _THUMOS14 = Protocol(np.linspace(0.5, 1.0, 11), (50, 100, 200, 500, 1000), 1000, np.linspace(0.3, 0.7, 5),
-                     (0.3, 0.4, 0.5, 0.6, 0.7), ambiguous="Ambiguous")
+                     (0.3, 0.4, 0.5, 0.6, 0.7), ambiguous=AMBIGUOUS)
 PROTOCOLS = {
     "activitynet": _ACTIVITYNET,
     "opentad": _ACTIVITYNET._replace(distinct=True),
+    "hacs": _ACTIVITYNET,
     "thumos14": _THUMOS14,
     "thumos14-kit": _THUMOS14._replace(interpolated=False),
 }

@@ -52,6 +52,10 @@ def decode(confidence_map: np.ndarray, start: np.ndarray, end: np.ndarray, layou
     batch, scale = start.shape
     s, e = pairs(scale, layout, max_duration)[:2]
     after = LAYOUTS[layout].end_after
+    if max_duration:        # what is too long is not touched
+        confidence, cell = confidence_map.reshape(batch, 2, -1), s * scale + e - 1
+        score = np.take(start, s, axis=1) * np.take(end, e - 1 + after, axis=1)
+        return score * np.take(confidence[:, 1], cell, axis=1) * np.take(confidence[:, 0], cell, axis=1)
     columns = scale - after
     score = start[:, :, None] * end[:, None, after:]            # [B, T, T - after] at [start, end - 1]
     score *= confidence_map[:, 1, :, :columns]

@@ -3,7 +3,7 @@ from typing import Any, Dict, Optional
 
 from bmn.errors import UserError
 from bmn.layouts import LAYOUTS, checked_duration, same_network
-from bmn.options import DEFAULTS, NETWORK_OPTIONS
+from bmn.options import DEFAULTS, RECORDED_OPTIONS
 from bmn.sampling import RATIO_TOLERANCE, sampling_differences, told_by_mask
 
 
@@ -44,7 +44,7 @@ def network_options(state: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, A
         UserError: what is given contradicts the checkpoint, or must be given.
     """
     tensors, shown = state["state_dict"], told(state)
-    known = {name: value for name, value in _recorded(state).items() if name in NETWORK_OPTIONS}
+    known = {name: value for name, value in _recorded(state).items() if name in RECORDED_OPTIONS}
     if "x_1d_b.0.weight" in tensors and tensors["x_1d_b.0.weight"].dim() == 3:
         known["feat_dim"] = 4 * tensors["x_1d_b.0.weight"].shape[1]         # 4 groups
     if "x_3d_p.0.weight" in tensors and tensors["x_3d_p.0.weight"].dim() == 5:
@@ -58,10 +58,11 @@ def network_options(state: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, A
         known.setdefault("layout", _layout_of(state, shown["layout"]))
     if state.get("origin") == "opentad":
         known["layout"] = "opentad"
-        if given.get("temporal_scale") is None:
+        given = dict(given, temporal_scale=given.get("temporal_scale") or given.get("window"))
+        if not given["temporal_scale"]:
             raise UserError("checkpoint %s is OpenTAD's, which does not say T and D: give --temporal_scale and, where "
                             "dscale is lower than tscale in its configuration, --max_duration" % state["path"])
-    for name in NETWORK_OPTIONS:
+    for name in RECORDED_OPTIONS:
         if given.get(name) is None:
             continue
         if known.setdefault(name, given[name]) != given[name] and not (
@@ -69,9 +70,10 @@ def network_options(state: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, A
             raise UserError("--%s %s is given, but %s was made with %s: leave the option out"
                             % (name, given[name], state["path"], known[name]))
         known[name] = given[name]
-    options = {name: known.get(name, DEFAULTS[name]) for name in NETWORK_OPTIONS}
-    return dict(options, max_duration=checked_duration(
-        options["temporal_scale"], options["layout"], options["max_duration"]))
+    options = {name: known.get(name, DEFAULTS[name]) for name in RECORDED_OPTIONS}
+    if options["window"] and "temporal_scale" not in known:
+        options["temporal_scale"] = options["window"]
+    return dict(options, max_duration=checked_duration(options["temporal_scale"], options["max_duration"]))
 
 
 def _as_good(name, told, given):
@@ -106,8 +108,8 @@ def _recorded(state):
     options = state.get("options")
     if not isinstance(options, dict) or not isinstance(options.get("temporal_scale"), int):
         return {}
-    options = dict({"layout": "reference", "max_duration": 0}, **options)
-    if options["layout"] not in LAYOUTS or not all(isinstance(options[name], (int, float)) for name in NETWORK_OPTIONS
+    options = dict({"layout": "reference", "max_duration": 0, "window": 0, "window_subsample": 1}, **options)
+    if options["layout"] not in LAYOUTS or not all(isinstance(options[name], (int, float)) for name in RECORDED_OPTIONS
                                                    if name in options and name != "layout"):
         raise UserError("checkpoint %s is damaged (its options are of another form): fetch it again or use another one"
                         % state["path"])

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from bmn.errors import UserError
-from bmn.options import NETWORK_OPTIONS
+from bmn.options import INPUT_OPTIONS, NETWORK_OPTIONS
 from bmn.training import recorded
 
 PARTS = {"optimizer": dict, "scheduler": dict, "precision": dict, "best_loss": float, "options": dict, "metrics": list,
@@ -44,7 +44,7 @@ def check_values(state: Dict[str, Any], optimizer: torch.optim.Optimizer, option
     Raises:
         UserError: the run had other options, or a value is not one that a run of ours writes.
     """
-    recorded.check_options(state, {name: options[name] for name in CANNOT_CHANGE})
+    recorded.check_options(state, {name: options[name] for name in CANNOT_CHANGE + INPUT_OPTIONS})
     _check_metrics(state)
     _check_optimizer(state, optimizer)
     _check_scheduler(state, options)

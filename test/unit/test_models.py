@@ -94,6 +94,7 @@ def compare_with_golden(figures, model, outputs, output, norm, entry):
     (2, {"temporal_scale": 11, "num_sample_perbin": 1, "feat_dim": 4}), (1, {"prop_boundary_ratio": 0}),
     (2, {"layout": "mmaction2"}), (1, {"layout": "reference2019", "temporal_scale": 12}),
     (1, {"layout": "opentad", "temporal_scale": 2}), (2, {"layout": "opentad", "temporal_scale": 13}),
+    (2, {"max_duration": 3}), (1, {"temporal_scale": 14, "max_duration": 1}), (2, {"max_duration": 7}),
     (2, {"layout": "opentad", "max_duration": 4}), (1, {"layout": "opentad", "temporal_scale": 14, "max_duration": 9}),
     (1, {"layout": "mmaction2", "max_duration": 1})])
 def test_forward_equals_the_definition(batch, changes, route):
@@ -252,15 +253,27 @@ def test_features_that_do_not_split_into_groups_are_refused():
         BMN(dict(SMALL, feat_dim=10))
 
 
-def test_a_longest_duration_needs_a_map_of_durations():
-    with pytest.raises(UserError, match="--max_duration 3 needs a map of durations"):
-        BMN(dict(SMALL, max_duration=3))
-    with pytest.raises(UserError, match="--max_duration 8 is above --temporal_scale 7"):
-        BMN(dict(SMALL, layout="opentad", max_duration=8))
-    assert BMN(dict(SMALL, layout="opentad", max_duration=7)).max_duration == 0
+@pytest.mark.parametrize("layout", ["reference", "opentad"])
+def test_a_longest_duration_of_all_positions_is_none(layout):
+    with pytest.raises(UserError, match="--max_duration 8 is above the 7 positions"):
+        BMN(dict(SMALL, layout=layout, max_duration=8))
+    x = torch.randn(2, 8, 7, dtype=torch.float64)
+    for valid_only in (False, True):
+        outputs = [network(dict(SMALL, layout=layout, max_duration=duration))(x, valid_only) for duration in (7, 0)]
+        assert all(map(torch.equal, *outputs))
 
 
-@pytest.mark.parametrize("layout", [{}, {"layout": "opentad", "max_duration": 4}])
+@pytest.mark.parametrize("layout", ["reference", "opentad"])
+def test_what_is_too_long_is_not_computed(layout):
+    model = BMN(dict(temporal_scale=32, feat_dim=8, num_sample=3, num_sample_perbin=2, layout=layout, max_duration=8))
+    kept = 8 * 32 - 8 * 7 // 2
+    assert model.boundary_matching.proposals == kept
+    assert int(model.boundary_matching.cell.max()) < (kept + 1) * 32 * 3
+    # the cells of the last convolution, and an unused one at either end of each of their lines
+    assert model.cells[True].second.rows == kept + 2 * (8 if layout == "opentad" else 32)
+
+
+@pytest.mark.parametrize("layout", [{}, {"max_duration": 3}, {"layout": "opentad", "max_duration": 4}])
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict, layout):
     if not hasattr(torch, "export") or not hasattr(torch, "compiler") or not hasattr(torch.compiler, "is_exporting"):
@@ -275,7 +288,8 @@ def test_export(strict, layout):
 
 
 @pytest.mark.filterwarnings("ignore")         # newer PyTorch warns of traces, which remain
-@pytest.mark.parametrize("layout", [{}, {"layout": "mmaction2"}, {"layout": "opentad", "max_duration": 4}])
+@pytest.mark.parametrize("layout", [{}, {"layout": "mmaction2"}, {"max_duration": 3},
+                                    {"layout": "opentad", "max_duration": 4}])
 def test_trace(layout):
     model, x = network(dict(SMALL, **layout), torch.float32), torch.randn(2, 8, 7)
     traced = torch.jit.trace(model, (x,))

@@ -101,7 +101,7 @@ def test_full_size_maps_follow_the_rule(rng, levels):
 
 
 @pytest.mark.parametrize("layout,max_duration", [
-    ("reference2019", 0), ("mmaction2", 0), ("mmaction2", 3), ("opentad", 0), ("opentad", 3)])
+    ("reference", 3), ("reference2019", 0), ("mmaction2", 0), ("mmaction2", 3), ("opentad", 0), ("opentad", 3)])
 def test_proposals_of_a_layout_follow_its_own_rule(rng, layout, max_duration):
     opt = dict(DEFAULTS, layout=layout, max_duration=max_duration)
     for scale in (2, 6, 13, 30):

@@ -9,7 +9,8 @@ from bmn.sampling import proposals
 
 SCALES = [1, 2, 3, 4, 5, 6, 7, 8, 11, 16]
 MAPS = ([(scale, "reference", 0) for scale in SCALES] + [(scale, "mmaction2", 0) for scale in SCALES]
-        + [(scale, "opentad", scale * part // 8) for scale in (5, 8, 11, 16) for part in (2, 5, 7)])
+        + [(scale, "opentad", scale * part // 8) for scale in (5, 8, 11, 16) for part in (2, 5, 7)]
+        + [(scale, "reference", scale * part // 8) for scale in (5, 8, 11, 16) for part in (2, 5, 7)])
 
 
 def make(tscale, max_duration=0, channels=3):
@@ -28,7 +29,8 @@ def by_cell(tscale, layout, max_duration, valid_only, rows, *layers):
 
 def by_map(tscale, layout, max_duration, rows, *layers):
     """The definition, [T, T] at [start, end]: a map whose cells without a proposal all hold the last row."""
-    cell = torch.full((max_duration or tscale, tscale), len(rows) - 1, dtype=torch.int64)
+    lines = max_duration if max_duration and layout != "reference" else tscale
+    cell = torch.full((lines, tscale), len(rows) - 1, dtype=torch.int64)
     for row, (start, end) in enumerate(zip(*proposals(tscale, max_duration))):
         cell[(start, end) if layout == "reference" else (end - start, start)] = row
     cells = rows[cell].permute(2, 0, 1)[None]

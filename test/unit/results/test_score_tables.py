@@ -33,7 +33,8 @@ def test_decoding_equals_the_plain_loop(rng):
 
 
 @pytest.mark.parametrize("layout,max_duration", [
-    ("reference", 0), ("reference2019", 0), ("mmaction2", 0), ("mmaction2", 5), ("opentad", 0), ("opentad", 4)])
+    ("reference", 0), ("reference", 4), ("reference2019", 0), ("mmaction2", 0), ("mmaction2", 5), ("opentad", 0),
+    ("opentad", 4)])
 def test_a_layout_proposes_what_its_own_rule_proposes(rng, tmp_path, layout, max_duration):
     for scale in (6, 13):
         for levels in (3, 10 ** 6):         # few levels make plateaus and equal scores

@@ -115,7 +115,7 @@ def test_a_network_by_duration_is_not_served_as_one_of_today(tmp_path, tensors, 
     sentence = refusal(checkpoint.put_network, state, BMN(SMALL))
     assert "--layout mmaction2, as its sampling weights show, but here it is reference" in sentence
     options = recorded.network_options(state, {})
-    assert options == dict(SMALL, layout="mmaction2", max_duration=0)
+    assert options == dict(SMALL, layout="mmaction2", max_duration=0, window=0, window_subsample=1)
     model = BMN(options)
     checkpoint.put_network(state, model)
     assert same(model.state_dict(), tensors)

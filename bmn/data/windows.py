@@ -1,0 +1,136 @@
+"""Windows over long videos: where they lie, which actions count in them, and the features that they get.
+
+The features of a video are rows at their own rate. A window has W positions, and position i of a window that begins at
+position a is row (a + i) * k of the features, where k is --window_subsample. The time of a position is the centre of
+its row's snippet. A window knows its features only by the fraction of them at which it lies. So labels and proposals
+are scaled by the same lengths as those of whole videos.
+"""
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+import numpy as np
+
+from bmn.data.annotations import Video
+from bmn.data.feature_files import few
+from bmn.errors import UserError
+
+COVERED = (0.9, 1.1)    # of a video, by its rows at --feature_stride; more than half of the videos must lie within
+
+
+class Window(NamedTuple):
+    """A window of a video.
+
+    Attributes:
+        name: the video.
+        first: position of the video at which it begins.
+        rows: how many of its positions are rows of the features; the rest is padding.
+        windows: number of windows of the video.
+        total: rows of the features of the video.
+        step: k, rows from one position to the next.
+    """
+    name: str
+    first: int
+    rows: int
+    windows: int
+    total: int
+    step: int
+
+    def fraction(self, position: Any) -> Any:
+        """Fraction of the features at a boundary: 0 is the beginning of the window, ``rows`` its end."""
+        # Position i is the interval [i, i + 1], and its centre is that of row (first + i) * step.
+        return ((self.first + position) * self.step + (1 - self.step) / 2.0) / self.total
+
+    @property
+    def rows_of_file(self) -> slice:
+        """Its rows among those of the features."""
+        return slice(self.first * self.step, (self.first + self.rows - 1) * self.step + 1, self.step)
+
+
+def cut(name: str, total: int, opt: dict) -> List[Window]:
+    """The windows of a video, in order. The last one ends with the video; only a video shorter than W is padded.
+
+    Args:
+        name: the video.
+        total: rows of its features.
+        opt: dict with window, window_overlap and window_subsample.
+    """
+    size, step = opt["window"], opt["window_subsample"]
+    positions = -(-total // step)
+    stride = max(1, int(size * (1 - opt["window_overlap"]) + 1e-6))         # 10 * (1 - 0.9) is below 1
+    begins = list(range(0, max(positions - size, 0), stride)) + [max(positions - size, 0)]
+    return [Window(name, begin, min(size, positions), len(begins), total, step) for begin in begins]
+
+
+def with_stride(videos: Dict[str, Video], rows: Dict[str, int], stride: str) -> Dict[str, Video]:
+    """The videos with the lengths that their features cover by --feature_stride.
+
+    Args:
+        videos: {name: Video}.
+        rows: {name: rows of its features}.
+        stride: as in --feature_stride; "" leaves the lengths as they are.
+
+    Raises:
+        UserError: a stride in frames needs the number of frames of a video, or most features would cover much more or
+            much less than their video.
+    """
+    if not stride:
+        return videos
+    in_frames, scaled = stride.endswith("f"), {}
+    seconds_or_frames = float(stride.rstrip("fs"))
+    unknown = [name for name, video in videos.items() if in_frames and not video.frames]
+    if unknown:
+        raise UserError("--feature_stride %s is in frames, but the annotations do not say how many frames %d videos "
+                        "have (%s): give it in seconds" % (stride, len(unknown), few(unknown)))
+    for name, video in videos.items():
+        seconds = seconds_or_frames * (video.seconds / video.frames if in_frames else 1)
+        scaled[name] = video._replace(feature_seconds=rows[name] * seconds, proposal_seconds=rows[name] * seconds)
+    part = {name: video.feature_seconds / video.seconds for name, video in scaled.items()}
+    odd = [name for name in part if not COVERED[0] <= part[name] <= COVERED[1]]
+    if len(odd) > len(part) / 2.0:
+        raise UserError("at --feature_stride %s, the features of %d of %d videos do not cover their video (%s: %d rows "
+                        "are %.1f seconds, and the video has %.1f): give the time from one row to the next"
+                        % (stride, len(odd), len(part), odd[0], rows[odd[0]], scaled[odd[0]].feature_seconds,
+                           videos[odd[0]].seconds))
+    return scaled
+
+
+def in_window(window: Window, video: Video, size: int, least: float) -> Tuple[Video, int]:
+    """(the window as a video of its own, number of actions that lie in the window but not enough of them).
+
+    Args:
+        window: of the video.
+        video: its actions and lengths.
+        size: W.
+        least: part of an action that must lie in the window. The action is then cut to it.
+    """
+    covered = video.feature_seconds
+    begin, end, beyond = (window.fraction(position) * covered for position in (0, window.rows, size))
+    # The outermost windows reach to the ends of the video, which may lie between two of their rows.
+    lowest = begin if window.first else min(begin, 0.0)
+    highest = max(end, covered) if (window.first + window.rows) * window.step >= window.total else end
+    actions, too_little = [], 0
+    for start, stop, label in video.actions:
+        if start >= video.seconds or stop < 0:
+            continue                # outside the video, as in dataset.Labels
+        first, last = (min(max(edge, 0.0), covered) for edge in (start, stop))      # as for a whole video
+        inside = min(last, highest) - max(first, lowest)
+        if inside < 0 or (inside == 0 and first < last):
+            continue
+        if inside < least * (last - first):
+            too_little += 1
+            continue
+        actions.append((max(first, lowest) - begin, min(last, highest) - begin, label))
+    return Video(float("inf"), beyond - begin, beyond - begin, actions, video.subset), too_little
+
+
+def padded(features: np.ndarray, size: int) -> np.ndarray:
+    """[C, rows] filled up with zeros to [C, W]."""
+    return np.pad(features, ((0, 0), (0, size - features.shape[1])), "constant")
+
+
+def joined(windows: List[Window], curve: np.ndarray) -> np.ndarray:
+    """One curve over a video from those of its windows, [windows, W] -> [positions]: the mean where they overlap."""
+    total = np.zeros((2, windows[-1].first + windows[-1].rows))
+    for window, its_curve in zip(windows, curve):
+        total[0, window.first:window.first + window.rows] += its_curve[:window.rows]
+        total[1, window.first:window.first + window.rows] += 1
+    return total[0] / total[1]
