@@ -108,7 +108,7 @@ def outputs(opt):
     """{what it is: path} of every file that this run writes."""
     files = {"--result_file": opt["result_file"], "--save_fig_path": opt["save_fig_path"],
              "the report": report_path(opt)}
-    if opt["save_csv"]:
+    if saves_tables(opt):
         files["a table of --output_dir"] = os.path.join(opt["output_dir"], FOLDER, "video.csv")
     if opt["mode"] == "detection":
         return {"the detections": os.path.join(os.path.dirname(opt["result_file"]), DETECTIONS)}
@@ -117,6 +117,11 @@ def outputs(opt):
     checkpoints = {name + " of --checkpoint_path": os.path.join(opt["checkpoint_path"], name)
                    for name in (BEST, run_folder.LAST, run_folder.METRICS, "opts.json")}
     return dict(checkpoints if opt["mode"] in TRAINING else {}, **(files if opt["mode"] != "train" else {}))
+
+
+def saves_tables(opt):
+    """Whether the tables of all pairs are written: never of windows, of which a long video has gigabytes."""
+    return opt["save_csv"] and not opt["window"]
 
 
 def open_annotations(opt, runtime):
@@ -315,19 +320,18 @@ def propose(videos, network, opt, runtime, precision):
     blocks = video_blocks(videos.windows_of_videos(), runtime.rank, runtime.world_size)
     loader = load(videos, list(blocks.values()), opt, runtime)
     folder = os.path.join(opt["output_dir"], FOLDER)
-    save_tables, of_windows = opt["save_csv"] and not opt["window"], post_processing.OfWindows(opt)
-    if save_tables:
+    if saves_tables(opt):
         for name in videos.video_list:
             inside(folder, name, ".csv")        # so that a name that leads out of it shows before hours of work
     helpers = limited(max(1, opt["post_process_thread"] // runtime.world_size), len(blocks))
     if helpers < opt["post_process_thread"] // runtime.world_size and opt["post_process_thread"] > USUAL_HELPERS:
         runtime.log("--post_process_thread %d: %d on each rank, one for each processor and each block of videos at most"
                     % (opt["post_process_thread"], helpers))
-    export = (CsvExport(folder, helpers, opt["layout"], opt["max_duration"]) if save_tables
+    export = (CsvExport(folder, helpers, opt["layout"], opt["max_duration"]) if saves_tables(opt)
               else contextlib.nullcontext())
     bar = Progress("inference", len(videos), "window" if opt["window"] else "video", opt["log_seconds"],
                    runtime.log if runtime.is_main else None)
-    found = {}
+    found, of_windows = {}, post_processing.OfWindows(opt)
     with export as tables, bar:
         for indices, *maps in engine.infer(network, loader, precision, runtime):
             if opt["window"]:

@@ -35,6 +35,9 @@ def parse_opt(argv: Optional[List[str]] = None,
                         % (unknown[0], ", did you mean %s?" % close[0] if close else ""))
     given = {name: value[0] if isinstance(value, list) and len(value) == 1 else value
              for name, value in vars(given).items()}
+    if given.get("window") and given.get("temporal_scale", given["window"]) != given["window"]:
+        raise UserError("--window %d and --temporal_scale %d: the network sees a window, so leave --temporal_scale out"
+                        % (given["window"], given["temporal_scale"]))
     opt = dict({option.name: option.default for option in more}, **with_defaults(given))
     opt.update((name, opt["data_path"]) for name in DATA_PATH_NAMES)    # whoever reads one of them sees the same folder
     check_together(opt)

@@ -8,7 +8,6 @@ import argparse
 import os
 from typing import Any, Callable, NamedTuple, Tuple, Union
 
-from bmn.errors import UserError
 from bmn.layouts import LAYOUTS
 
 
@@ -159,7 +158,7 @@ GROUPS = {
                "JSON file of the proposals; the report is written beside it; else in --output_dir"),
         Option("save_fig_path", "./output/evaluation_result.jpg", _path,
                "picture of the AR-AN curve; else in --output_dir"),
-        Option("save_csv", 1, FLAG, "1: also write BMN_results/<video>.csv in --output_dir"),
+        Option("save_csv", 1, FLAG, "1: also write BMN_results/<video>.csv in --output_dir, but not of windows"),
         Option("ground_truth", "", str,
                "ground truth in ActivityNet's format; else Evaluation/data/activity_net_1_3_new.json where it exists, "
                "else derived from --video_info and --video_anno"),
@@ -201,9 +200,6 @@ def with_defaults(opt: dict) -> dict:
     ``data_path`` is the first of ``data_path``, ``data`` and ``feature_path`` that is given. ``pth_path``, where it is
     not given, is the best checkpoint of ``checkpoint_path``. ``result_file`` and ``save_fig_path``, where they are not
     given, lie in ``output_dir``. With a ``window``, ``temporal_scale`` is its length.
-
-    Raises:
-        UserError: the two lengths contradict each other.
     """
     complete = dict(DEFAULTS)
     complete.update(opt)
@@ -212,9 +208,6 @@ def with_defaults(opt: dict) -> dict:
             complete[name] = os.path.join(complete["output_dir"], os.path.basename(DEFAULTS[name]))
     complete["data_path"] = next((opt[name] for name in DATA_PATH_NAMES if opt.get(name)), complete["data_path"])
     if complete["window"]:
-        if opt.get("temporal_scale", complete["window"]) not in (complete["window"], DEFAULTS["temporal_scale"]):
-            raise UserError("--window %d and --temporal_scale %d: the network sees a window, so leave --temporal_scale "
-                            "out" % (complete["window"], opt["temporal_scale"]))
         complete["temporal_scale"] = complete["window"]
     if not opt.get("pth_path"):
         complete["pth_path"] = os.path.join(complete["checkpoint_path"], BEST)

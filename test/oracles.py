@@ -135,3 +135,23 @@ def mmaction2_soft_nms_by_definition(found, alpha, low, high):
             if overlap > low + (high - low) * (best[2] - best[1]):
                 row[0] *= np.exp(-overlap ** 2 / alpha)
     return sorted(kept, key=lambda row: -row[0])[:100]
+
+
+def soft_nms_by_the_rule(rows, opt):
+    """The rule, written plainly. rows: [(score, xmin, xmax)] of Python floats, in the order of the table."""
+    if len(rows) == 1:
+        return rows
+    candidates = sorted(rows, key=lambda row: -row[0])                              # a stable sort
+    kept = []
+    while len(candidates) > 1 and len(kept) < opt.get("kept", 100) + 1:
+        scores = [row[0] for row in candidates]
+        _, xmin, xmax = best = candidates.pop(scores.index(max(scores)))
+        kept.append(best)
+        for index, (other, first, last) in enumerate(candidates):
+            inter = max(min(last, xmax) - max(first, xmin), 0.0)
+            iou = inter / ((last - first) - inter + xmax - xmin)
+            limit = opt["soft_nms_low_thres"] + (opt["soft_nms_high_thres"] - opt["soft_nms_low_thres"]) * (xmax - xmin)
+            if iou > limit:
+                decay = np.exp(np.array([-np.square(iou) / opt["soft_nms_alpha"]]))[0]
+                candidates[index] = (float(other * decay), first, last)
+    return sorted(kept, key=lambda row: -row[0])[:opt.get("kept", 100)]

@@ -21,6 +21,27 @@ def write_csv(path, numbers):
         handle.writelines(",".join(map(repr, row)) + "\n" for row in numbers.tolist())
 
 
+def make_long(folder, rows=(37, 9, 64, 5), feat_dim=6, **options):
+    """Write THUMOS-14's form and features at their own rate. Returns the complete options to use them as windows.
+
+    Videos v_0, v_1, ... have so many ``rows``, one a second; the last half of them is for validation.
+    """
+    folder, videos = str(folder), {}
+    for number, count in enumerate(rows):
+        videos["v_%d" % number] = {
+            "subset": "Validation" if number < len(rows) / 2.0 else "Test", "duration": float(count), "fps": 25.0,
+            "frame": 25 * count, "annotations": [{"segment": [1.0, min(4.5, count)], "label": "Diving"},
+                                                 {"segment": [count / 2.0, count - 0.5], "label": "Billiards"}]}
+        os.makedirs(os.path.join(folder, "rows"), exist_ok=True)
+        np.save(os.path.join(folder, "rows", "v_%d.npy" % number), table("v_%d" % number, count, feat_dim))
+    with open(os.path.join(folder, "long.json"), "w") as handle:
+        json.dump({"database": videos}, handle)
+    return with_defaults(dict({
+        "mode": "train", "video_info": "", "video_anno": os.path.join(folder, "long.json"), "window": 10,
+        "training_subset": "Validation", "validation_subset": "Test", "data_path": os.path.join(folder, "rows"),
+        "feat_dim": feat_dim, "result_file": os.path.join(folder, "output", "result_proposal.json")}, **options))
+
+
 def make(folder, training=("v_a", "v_b", "v_c"), validation=("v_d", "v_e"), temporal_scale=10, feat_dim=6):
     """Write annotations and features. Returns the complete options to use them."""
     folder = str(folder)

@@ -1,12 +1,16 @@
-"""Make a small data set in exactly the layout of ActivityNet-1.3, from a seed.
+"""Make a small data set in exactly the layout of ActivityNet-1.3 or THUMOS-14, from a seed.
 
     python3 tools/make_sample_data.py --output data --videos 160
+    python3 tools/make_sample_data.py --output data --kind thumos14 --videos 40 --feat_dim 100
 
 The tool writes <output>/activitynet_annotations/{video_info_new.csv, anet_anno_action.json, action_name.csv} and
-<output>/activitynet_feature_cuhk/csv_mean_<T>/<video>.csv. The features are noise with actions in it: the pattern of
+<output>/activitynet_feature_cuhk/csv_mean_<T>/<video>.csv. With --kind thumos14, the videos are long, and their actions
+short: it writes <output>/thumos14_annotations/thumos14.json and <output>/thumos14_features/<video>.npy, with a row
+every --stride frames. The features are noise with actions in it: the pattern of
 the class from start to end, and short cues at both boundaries. Distractors have the pattern of a class, but no cues and
 no annotation. So an untrained network scores near chance, and a trained one far above. With --annotations, the videos
-and segments come from real annotation files, and only the features are invented.
+and segments come from real annotation files (the folder of ActivityNet's, or THUMOS-14's JSON file), and only the
+features are invented.
 """
 import argparse
 import os
@@ -21,13 +25,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", default="data", help="folder to write to (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=("activitynet", "thumos14"), default="activitynet",
+                        help="features rescaled to T positions, or at their own rate (default: %(default)s)")
     parser.add_argument("--temporal_scale", type=int, default=100)
+    parser.add_argument("--stride", type=int, default=5, help="of thumos14: frames from a row to the next (default: 5)")
     parser.add_argument("--feat_dim", type=int, default=400)
     parser.add_argument("--noise", type=float, default=1.0, help="standard deviation of the noise (default: 1)")
-    parser.add_argument("--annotations", help="folder of real annotation files to take the videos from")
+    parser.add_argument("--annotations", help="folder or file of real annotations to take the videos from")
     args = parser.parse_args()
     if args.videos < 5:
         raise UserError("--videos %d leaves a subset empty: give at least 5" % args.videos)
+    if args.temporal_scale < 2 or args.feat_dim < 1 or args.stride < 1:
+        raise UserError("--temporal_scale, --feat_dim and --stride are numbers of positions, of features and of "
+                        "frames: give at least 2, 1 and 1")
     return args
 
 
@@ -37,13 +47,13 @@ if __name__ == "__main__":      # before the imports that take seconds
 import csv
 import json
 import zlib
-from typing import Dict, Tuple
+from typing import Dict, Sequence, Tuple
 
 import numpy as np
 
 from bmn.data.annotation_files import read_annotation_file, read_video_list
 from bmn.data.feature_files import write_csv
-from bmn.files import replacing, write_json
+from bmn.files import inside, replacing, write_json
 
 CLASSES = ("Beekeeping", "Bouldering", "Fixing a bicycle", "Fencing", "Juggling clubs", "Making pasta", "Pole vault",
            "Sheep shearing", "Tightrope walking", "Whitewater kayaking")
@@ -88,14 +98,34 @@ def _segments(random):
     return segments or [(0.2, 0.7)]
 
 
+def make_long_videos(count: int, seed: int) -> Dict[str, dict]:
+    """{name: entry as in THUMOS-14's file} of ``count`` invented videos: minutes long, with actions of seconds."""
+    random = np.random.RandomState(seed)
+    videos = {}
+    for i in range(count):
+        subset, fps = ("Validation", "Test")[i % 2], float(random.choice([25.0, 29.97, 30.0]))
+        seconds = float(np.clip(random.lognormal(4.6, 0.7), 15, 900))
+        label, actions, at = CLASSES[random.randint(len(CLASSES))], [], random.uniform(0, 20)
+        while at < seconds - 1:
+            length = float(np.clip(random.lognormal(1.2, 0.7), 0.3, 30))
+            actions.append({"segment": [round(at, 1), round(min(at + length, seconds), 1)], "label": label})
+            at += length + random.exponential(12) + 0.5
+        videos["video_%s_%07d" % (subset.lower(), i + 1)] = {
+            "subset": subset, "duration": round(seconds, 2), "frame": int(seconds * fps), "fps": fps,
+            "annotations": actions or [{"segment": [0.2, round(seconds / 2, 1)], "label": label}]}
+    return videos
+
+
 def plant_features(name: str, entry: dict, temporal_scale: int, feat_dim: int, seed: int,
-                   noise: float = 1.0) -> np.ndarray:
+                   noise: float = 1.0, spans: float = 1.0, classes: Sequence[str] = CLASSES) -> np.ndarray:
     """T x C float32 features of one video: its actions, distractors and noise.
 
     They depend only on the arguments. The pattern of a class comes from its label, and the rest from the video's name.
+    A long video has ``spans`` times the distractors of a short one, and they are as much shorter.
     """
     random = _random(seed, "video", name)
-    seconds = float(entry["feature_frame"]) / entry["duration_frame"] * entry["duration_second"]
+    seconds = entry["duration"] if "duration" in entry else (
+        float(entry["feature_frame"]) / entry["duration_frame"] * entry["duration_second"])
     at = (np.arange(temporal_scale) + 0.5) / temporal_scale
     width = 1.0 / temporal_scale
     features = random.randn(temporal_scale, feat_dim) * noise + _pattern(seed, "background", feat_dim)
@@ -106,9 +136,9 @@ def plant_features(name: str, entry: dict, temporal_scale: int, feat_dim: int, s
         features += np.outer(inside, _pattern(seed, annotation["label"], feat_dim) + _pattern(seed, "action", feat_dim))
         for edge, cue in ((start, "start"), (end, "end")):
             features += np.outer(np.exp(-0.5 * ((at - edge) / (1.2 * width)) ** 2), 1.5 * _pattern(seed, cue, feat_dim))
-    for _ in range(random.randint(0, 3)):
-        centre, half = random.rand(), random.uniform(0.02, 0.15)
-        label = CLASSES[random.randint(len(CLASSES))]
+    for _ in range(int(random.randint(0, 3) * spans)):
+        centre, half = random.rand(), random.uniform(0.02, 0.15) / spans
+        label = classes[random.randint(len(classes))]
         features += np.outer(np.abs(at - centre) < half, _pattern(seed, label, feat_dim))
     return features.astype(np.float32)
 
@@ -161,7 +191,39 @@ def write_annotations(folder: str, videos: Dict[str, Tuple[str, float, dict]]) -
         handle.write("\n".join(["action"] + labels) + "\n")
 
 
+def write_long(args: argparse.Namespace) -> None:
+    """Write a data set of --kind thumos14.
+
+    Raises:
+        UserError: the annotations cannot be used, or a file cannot be written.
+    """
+    videos = make_long_videos(args.videos, args.seed)
+    if args.annotations:
+        videos = read_annotation_file(args.annotations).videos
+        if args.videos > len(videos):
+            raise UserError("--videos %d is more than the %d videos of %s: give a smaller number"
+                            % (args.videos, len(videos), args.annotations))
+        chosen = np.sort(np.random.RandomState(args.seed).permutation(len(videos))[:args.videos])
+        videos = {list(videos)[i]: list(videos.values())[i] for i in chosen}
+    classes = sorted({one["label"] for entry in videos.values() for one in entry["annotations"]})
+    write_json(os.path.join(args.output, "thumos14_annotations", "thumos14.json"),
+               {"version": "sample", "database": videos})
+    folder, rows = os.path.join(args.output, "thumos14_features"), 0
+    for name, entry in videos.items():
+        count = -(-int(entry["frame"]) // args.stride)
+        features = plant_features(name, entry, count, args.feat_dim, args.seed, args.noise, max(1.0, count / 100.0),
+                                  classes)
+        rows += count
+        with replacing(inside(folder, name, ".npy"), durable=False) as path, open(path, "wb") as handle:
+            np.save(handle, features)
+    counts = [entry["subset"] for entry in videos.values()]
+    print("%d videos in %s: %s, %d rows of features" % (len(videos), args.output, json.dumps(
+        {subset: counts.count(subset) for subset in sorted(set(counts))}), rows))
+
+
 def main(args: argparse.Namespace) -> None:
+    if args.kind == "thumos14":
+        return write_long(args)
     videos = (take_videos(args.annotations, args.videos, args.seed) if args.annotations
               else make_videos(args.videos, args.seed))
     write_annotations(os.path.join(args.output, "activitynet_annotations"), videos)

@@ -1,3 +1,4 @@
+import json
 import os
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ from oracles import boundary_labels_by_definition
 
 import dataset
 from bmn.data.annotation_files import read_annotation_file
-from bmn.data.annotations import Video, read_entry
+from bmn.data.annotations import Video, read_entry, read_videos
 from bmn.data.features import open_features
-from bmn.errors import run_as_program
+from bmn.data.windows import cut, in_window
+from bmn.errors import UserError, run_as_program
 from dataset import Labels, VideoDataSet, default_workers
 
 
@@ -145,3 +147,74 @@ def test_default_workers(monkeypatch, kind, packed, ranks, processors, wanted):
     monkeypatch.setattr(dataset, "processors", lambda: processors)
     features = object.__new__(dataset.PackedFeatures) if packed else None
     assert default_workers(SimpleNamespace(kind=kind, world_size=ranks), features) == wanted
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_items_of_windows(tmp_path, cache, step):
+    opt = small_data.make_long(tmp_path, feature_cache=cache, window_subsample=step)
+    features = open_features(opt, ["v_%d" % number for number in range(4)], log=lambda line: None)
+    videos = read_videos(opt, "validation")
+    windows = [window for name in videos for window in cut(name, {"v_2": 64, "v_3": 5}[name], opt)]
+    validation = VideoDataSet(opt, "validation", features)
+    assert validation.windows == windows and len(validation) == len(windows) > 2
+    inference = VideoDataSet(dict(opt, mode="inference"), "validation", features)
+    for index, window in enumerate(windows):
+        whole = small_data.table(window.name, {"v_2": 64, "v_3": 5}[window.name], 6)[::step]
+        wanted = np.zeros((6, 10), np.float32)
+        wanted[:, :window.rows] = whole[window.first:window.first + window.rows].T
+        its_index, found = inference[index]
+        np.testing.assert_array_equal(found, wanted)
+        found, iou_map, start, end, rows = validation[index]
+        np.testing.assert_array_equal(found, wanted)
+        assert its_index == index and rows == window.rows
+        video, _ = in_window(window, videos[window.name], 10, 0.9)
+        for got, want in zip((iou_map, start, end), plain_labels(video, 10)):
+            np.testing.assert_allclose(got, want, atol=1e-6)
+    assert inference.windows_of_videos() == [len(inference.items_of(name)) for name in videos]
+    assert inference.items_of("v_3") == [len(windows) - 1]
+
+
+def test_training_uses_the_windows_in_which_an_action_lies(tmp_path):
+    opt = small_data.make_long(tmp_path, rows=(60, 60, 30, 30), window_overlap=0)
+    with open(opt["video_anno"]) as handle:
+        content = json.load(handle)
+    content["database"]["v_0"]["annotations"] = [{"segment": [21.0, 24.0], "label": "Diving"},
+                                                 {"segment": [38.0, 41.0], "label": "cut"},
+                                                 {"segment": [51.0, 53.0], "label": "Ambiguous"}]
+    content["database"]["v_1"]["annotations"] = []
+    with open(opt["video_anno"], "w") as handle:
+        json.dump(content, handle)
+    for protocol, begins in (("thumos14", [20]), ("activitynet", [20, 50])):
+        training = VideoDataSet(dict(opt, protocol=protocol), "train")
+        assert [window.first for window in training.windows] == begins
+        assert training.item_names == ["v_0 from %d" % begin for begin in begins]
+        assert training.remarks[-1] == ("train subset windows: %d of 12, those in which an action lies, of 10 positions"
+                                        % len(begins))
+        assert "'Ambiguous'" in training.remarks[0] and ("left out" in training.remarks[0]) == (len(begins) == 1)
+    assert len(VideoDataSet(opt, "validation")) == 6
+    with pytest.raises(UserError, match="no action of the 2 training videos lies in a window"):
+        VideoDataSet(dict(opt, window=2, protocol="thumos14"), "train")
+
+
+def test_a_video_of_as_many_rows_as_a_window_is_as_without_windows(tmp_path):
+    long = small_data.make_long(tmp_path, rows=(10, 10, 10, 10))
+    whole = dict(long, window=0, temporal_scale=10)
+    for mode in ("train", "inference"):
+        for subset in ("train", "validation"):
+            one, other = (VideoDataSet(dict(opt, mode=mode), subset) for opt in (long, whole))
+            assert len(one) == len(other) == 2
+            for index in range(2):
+                for found, wanted in zip(one[index], other[index]):
+                    assert torch.equal(torch.as_tensor(found), torch.as_tensor(wanted))
+
+
+@pytest.mark.parametrize("layout", ["reference", "opentad"])
+@pytest.mark.parametrize("duration", [1, 3, 7])
+def test_labels_of_what_is_too_long_are_zero(layout, duration):
+    video = Video(10.0, 10.0, 10.0, [(1.0, 4.0, "a"), (2.0, 9.5, "b")])
+    whole, band = Labels(7, layout)(video), Labels(7, layout, duration)(video)
+    kept = np.tril(np.triu(np.ones((7, 7), np.float32)), duration - 1)
+    np.testing.assert_array_equal(band[0], whole[0] * kept)
+    for one, other in zip(band[1:], whole[1:]):
+        np.testing.assert_array_equal(one, other)

@@ -89,6 +89,62 @@ def test_equals_plain_oracle(trial):
     assert float(got[0]) == pytest.approx(want[0] + 10 * want[1] + want[2])
 
 
+@pytest.mark.parametrize("trial", range(20))
+def test_padding_counts_nowhere(trial):
+    """Losses and gradients are those of maps that end with their video, whatever the padding holds."""
+    random = np.random.RandomState(trial)
+    b, t, duration = random.randint(1, 4), random.randint(2, 9), random.choice([0, 0, 2])
+    rows = random.randint(1, t + 1)
+    arrays = [random.rand(b, 2, t, t), random.rand(b, t), random.rand(b, t),
+              random.rand(b, t, t) ** random.randint(1, 6), random.rand(b, t), random.rand(b, t)]
+    u = random.rand(2, b, t, t)
+
+    def losses(size, **more):
+        tensors = [torch.from_numpy(one[..., :size, :size] if one.ndim > 2 else one[:, :size]) for one in arrays]
+        for one in tensors[:3]:
+            one.requires_grad_()
+        found = bmn_loss_func(*tensors, get_mask(size, min(duration, size)).double(),
+                              draws=tuple(torch.from_numpy(u[..., :size, :size])), max_duration=min(duration, size),
+                              **more)
+        return [one.item() for one in found], torch.autograd.grad(found[0], tensors[:3])
+
+    padded, gradients = losses(t, rows=torch.full((b,), rows))
+    alone, wanted = losses(rows)
+    np.testing.assert_allclose(padded, alone, rtol=1e-12)
+    for found, one in zip(gradients, wanted):
+        cut = found[..., :rows, :rows] if found.dim() > 2 else found[:, :rows]
+        np.testing.assert_allclose(cut, one, rtol=1e-12)
+        assert float(found.abs().sum()) == pytest.approx(float(cut.abs().sum()))
+
+
+def test_videos_of_a_batch_have_paddings_of_their_own():
+    """What differs only in its padding has the same losses, and a position more or less is another loss."""
+    random, t, rows = torch.Generator().manual_seed(0), 6, torch.tensor([6, 2, 4])
+    tensors = [torch.rand(shape, generator=random) for shape in (
+        (3, 2, t, t), (3, t), (3, t), (3, t, t), (3, t), (3, t), (3, t, t), (3, t, t))]
+    other = [one.clone() for one in tensors]
+    for video, first in enumerate(rows.tolist()):
+        for one in other:
+            one[video, ..., first:] = 0.25
+            if one.dim() > 2:
+                one[video, ..., first:, :] = 0.75
+    found, same = (bmn_loss_func(*one[:6], get_mask(t), one[6:], rows) for one in (tensors, other))
+    assert [float(one) for one in found] == pytest.approx([float(one) for one in same], rel=1e-6)
+    shorter = bmn_loss_func(*tensors[:6], get_mask(t), tensors[6:], rows - 1)
+    assert all(abs(float(one) - float(two)) > 1e-4 for one, two in zip(found, shorter))
+
+
+@pytest.mark.parametrize("duration", [1, 3])
+def test_what_is_too_long_counts_nowhere(duration):
+    random, t = torch.Generator().manual_seed(1), 6
+    tensors = [torch.rand(shape, generator=random) for shape in (
+        (2, 2, t, t), (2, t), (2, t), (2, t, t), (2, t), (2, t), (2, t, t), (2, t, t))]
+    kept = get_mask(t, duration)
+    other = [one * kept + 0.3 * (1 - kept) if one.dim() > 2 else one for one in tensors]
+    found, same = (bmn_loss_func(*one[:6], kept, one[6:], max_duration=duration) for one in (tensors, other))
+    assert [float(one) for one in found] == [float(one) for one in same]
+
+
 @pytest.mark.parametrize("start_level", [0.0, 1.0])
 def test_no_positives_give_zero_losses_and_zero_gradients(start_level):
     t = 6

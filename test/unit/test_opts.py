@@ -121,3 +121,22 @@ def test_output_dir_moves_every_result_that_is_not_given():
     assert opt.save_fig_path == os.path.join("runs/7", "evaluation_result.jpg")
     opt = parse_opt(["--output_dir", "runs/7", "--result_file", "a/b.json"])
     assert opt.result_file == "a/b.json" and opt.save_fig_path == os.path.join("runs/7", "evaluation_result.jpg")
+
+
+def test_a_window_is_what_the_network_sees():
+    opt = parse_opt(["--window", "128", "--max_duration", "64"])
+    assert (opt.window, opt.temporal_scale, opt.max_duration, opt.kept) == (128, 128, 64, 100)
+    assert parse_opt(["--window", "32", "--temporal_scale", "32"]).temporal_scale == 32
+    with pytest.raises(UserError, match=r"--window 128 and --temporal_scale 100: .*leave --temporal_scale out"):
+        parse_opt(["--window", "128", "--temporal_scale", "100"])
+
+
+@pytest.mark.parametrize("stride,holds", [
+    ("0.2", 1), ("0.2s", 1), ("5f", 1), ("1e-3", 1), ("0", 0), ("-1", 0), ("f", 0), ("nan", 0), ("inf", 0),
+    ("5 frames", 0), ("5fs", 0)])
+def test_a_stride_is_in_seconds_or_frames(stride, holds):
+    if holds:
+        assert parse_opt(["--feature_stride", stride]).feature_stride == stride
+        return
+    with pytest.raises(UserError, match="is neither seconds, such as"):
+        parse_opt(["--feature_stride=" + stride])

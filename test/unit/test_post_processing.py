@@ -6,36 +6,17 @@ import os
 import numpy as np
 import pytest
 from formulas import smooth
-from oracles import candidates_by_definition, mmaction2_soft_nms_by_definition
+from oracles import candidates_by_definition, mmaction2_soft_nms_by_definition, soft_nms_by_the_rule
 
 import post_processing
 from bmn.data.annotations import read_entry
+from bmn.data.windows import cut
 from bmn.errors import UserError
 from bmn.options import DEFAULTS
 from bmn.results import score_tables
 
 ENTRY = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2992}
 VIDEO = read_entry("v", ENTRY, "")
-
-
-def soft_nms_by_the_rule(rows, opt):
-    """The rule, written plainly. rows: [(score, xmin, xmax)] of Python floats, in the order of the table."""
-    if len(rows) == 1:
-        return rows
-    candidates = sorted(rows, key=lambda row: -row[0])                              # a stable sort
-    kept = []
-    while len(candidates) > 1 and len(kept) < 101:
-        scores = [row[0] for row in candidates]
-        _, xmin, xmax = best = candidates.pop(scores.index(max(scores)))
-        kept.append(best)
-        for index, (other, first, last) in enumerate(candidates):
-            inter = max(min(last, xmax) - max(first, xmin), 0.0)
-            iou = inter / ((last - first) - inter + xmax - xmin)
-            limit = opt["soft_nms_low_thres"] + (opt["soft_nms_high_thres"] - opt["soft_nms_low_thres"]) * (xmax - xmin)
-            if iou > limit:
-                decay = np.exp(np.array([-np.square(iou) / opt["soft_nms_alpha"]]))[0]
-                candidates[index] = (float(other * decay), first, last)
-    return sorted(kept, key=lambda row: -row[0])[:100]
 
 
 def maps_of(rng, batch, scale, levels):
@@ -90,7 +71,8 @@ def test_small_tables_give_the_proposals_of_the_reference(golden):
 @pytest.mark.parametrize("alpha", [0.4, 0.05, 1e-4])
 @pytest.mark.parametrize("thresholds", [(0.5, 0.9), (0.0, 1.0), (0.3, 0.3), (1.0, 1.0)])
 def test_random_maps_follow_the_rule(rng, alpha, thresholds):
-    opt = {"soft_nms_alpha": alpha, "soft_nms_low_thres": thresholds[0], "soft_nms_high_thres": thresholds[1]}
+    opt = {"soft_nms_alpha": alpha, "soft_nms_low_thres": thresholds[0], "soft_nms_high_thres": thresholds[1],
+           "kept": rng.randint(1, 150)}
     for levels in (1, 2, 3, 7, 1000):
         assert_follows_the_rule(*maps_of(rng, 3, rng.randint(2, 18), levels), opt)
 
@@ -114,6 +96,66 @@ def test_proposals_of_a_layout_follow_its_own_rule(rng, layout, max_duration):
             else:
                 theirs = soft_nms_by_the_rule([(score, *segment) for segment, score in found.items()], opt)
             np.testing.assert_allclose(ours, np.array(theirs, np.float64).reshape(-1, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout,levels", [
+    ("reference", 1), ("reference", 3), ("reference", 10 ** 6), ("opentad", 1), ("opentad", 3), ("opentad", 10 ** 6),
+    ("mmaction2", 10 ** 6)])        # whose IoU is rounded in another order than the rule here: it may have no ties
+def test_the_proposals_of_windows_are_those_of_one_table(rng, layout, levels):
+    """Every pair of every window in one list, then the rule: random numbers of windows, overlaps, D and padding."""
+    for _ in range(8):
+        size, rows = rng.randint(2, 9), rng.randint(1, 40)
+        opt = dict(DEFAULTS, window=size, window_overlap=rng.choice([0, 0.25, 0.5, 0.8]), layout=layout,
+                   max_duration=rng.randint(0, size), window_subsample=rng.randint(1, 4), kept=rng.randint(1, 60),
+                   soft_nms_low_thres=rng.choice([0, 0.3]), soft_nms_high_thres=0.9)
+        windows = cut("v", rows, opt)
+        confidence_map, start, end = maps_of(rng, len(windows), size, levels)
+        table, step = [], opt["window_subsample"]
+        for index, window in enumerate(windows):
+            here = window.rows
+            found = candidates_by_definition(start[index, :here], end[index, :here],
+                                             *confidence_map[index, :, :here, :here], layout, opt["max_duration"])
+            for (first, last), score in found.items():
+                edges = [window.first + round(edge * here) for edge in (first, last)]
+                table.append((float(score), *((edge * step + (1 - step) / 2) / rows for edge in edges)))
+        if layout == "mmaction2":
+            rule = mmaction2_soft_nms_of_a_list(table, opt)
+        else:
+            rule = soft_nms_by_the_rule(table, opt)
+        merged, together = post_processing.OfWindows(opt), {}
+        for first in range(0, len(windows), 3):
+            together.update(merged.add(windows[first:first + 3], confidence_map[first:first + 3],
+                                       start[first:first + 3], end[first:first + 3]))
+            assert bool(together) == (first + 3 >= len(windows))
+        np.testing.assert_allclose(together["v"], np.array(rule).reshape(-1, 3), rtol=1e-6, atol=1e-300)
+
+
+def mmaction2_soft_nms_of_a_list(table, opt):
+    """mmaction2 keeps the last candidate, which the rule of the reference drops."""
+    last = (-1.0, 5.0, 5.0)
+    return [row for row in soft_nms_by_the_rule([*table, last], opt) if row[0] >= 0] if table else []
+
+
+def test_windows_of_several_videos_are_kept_apart(rng):
+    opt = dict(DEFAULTS, window=6, window_overlap=0.5, window_subsample=1)
+    windows = [window for name, rows in (("a", 20), ("b", 3), ("c", 12)) for window in cut(name, rows, opt)]
+    maps = maps_of(rng, len(windows), 6, 1000)
+    found = post_processing.OfWindows(opt).add(windows, *maps)
+    assert list(found) == ["a", "b", "c"]
+    for name in found:
+        own = [index for index, window in enumerate(windows) if window.name == name]
+        alone = post_processing.OfWindows(opt).add([windows[index] for index in own], *(one[own] for one in maps))
+        np.testing.assert_array_equal(alone[name], found[name])
+        assert found[name][:, 1].min() >= 0 and found[name][:, 2].max() <= 1
+
+
+def test_a_video_as_long_as_a_window_has_the_proposals_of_a_whole_video(rng):
+    for layout in ("reference", "mmaction2", "opentad"):
+        for levels in (2, 1000):
+            opt = dict(DEFAULTS, window=12, layout=layout)
+            maps = maps_of(rng, 1, 12, levels)
+            whole, = post_processing.proposals(*maps, opt)
+            np.testing.assert_array_equal(post_processing.OfWindows(opt).add(cut("v", 12, opt), *maps)["v"], whole)
 
 
 def test_a_video_without_candidates_has_no_proposals():

@@ -323,3 +323,80 @@ def test_a_full_disk_shows_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with open(str(tmp_path / "x"), "wb") as handle, pytest.raises(OSError, match="No space"):
         feature_cache._reserve(handle, 12345)
+
+
+# Features at their own rate, for windows
+
+def save_rows(folder, lengths, by_row):
+    """Arrays of so many rows, [rows, 6] or [6, rows], and {video: float32 [6, rows]}."""
+    wanted = {}
+    os.makedirs(str(folder), exist_ok=True)
+    for name, rows in lengths.items():
+        table = small_data.table(name, rows).astype(np.float32)
+        np.save(str(folder / (name + ".npy")), table if by_row else table.T)
+        wanted[name] = table.T
+    return wanted
+
+
+def of_windows(folder, **more):
+    return small_data.with_defaults(dict({"data_path": str(folder), "feat_dim": 6, "window": 10,
+                                          "result_file": str(folder) + "/out/result.json"}, **more))
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_of_any_number_are_packed_and_read_in_part(tmp_path, rng, by_row, dtype):
+    lengths = {"v_a": 37, "v_b": 1, "v_c": 400}
+    wanted = save_rows(tmp_path / "rows", lengths, by_row)
+    opt = of_windows(tmp_path / "rows", feature_cache_dtype=dtype)
+    packed = open_features(opt, list(lengths), log=lambda line: None)
+    assert os.path.basename(packed.path) == "rows.rows.%s.safetensors" % dtype
+    for name, rows in lengths.items():
+        assert packed.rows(name) == rows
+        whole = wanted[name].astype(dtype).astype(np.float32)
+        np.testing.assert_array_equal(packed.read(name), whole)
+        for _ in range(20):
+            first, step = rng.randint(0, rows), rng.randint(1, 4)
+            part = slice(first, rng.randint(first, rows) + 1, step)
+            found = packed.read(name, part)
+            np.testing.assert_array_equal(found, whole[:, part])
+            assert found.dtype == np.float32 and found.flags.c_contiguous and found.flags.writeable
+    again = open_features(opt, list(lengths), log=pytest.fail)
+    np.testing.assert_array_equal(again.read("v_c"), packed.read("v_c"))
+
+
+def test_a_change_of_length_is_packed_again_and_the_rest_kept(tmp_path):
+    save_rows(tmp_path / "rows", {"v_a": 5, "v_b": 9}, True)
+    opt, lines = of_windows(tmp_path / "rows"), []
+    open_features(opt, ["v_a", "v_b"], log=lines.append)
+    wanted = save_rows(tmp_path / "rows", {"v_a": 7}, True)
+    packed = open_features(opt, ["v_a", "v_b"], log=lines.append)
+    assert packed.rows("v_a") == 7 and packed.rows("v_b") == 9 and "(1 of them unchanged)" in "".join(lines)
+    np.testing.assert_array_equal(packed.read("v_a"), wanted["v_a"])
+    np.testing.assert_array_equal(packed.read("v_b"), small_data.table("v_b", 9).T.astype(np.float32))
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_a_packed_file_of_others_serves_windows(tmp_path, by_row):
+    numpy = pytest.importorskip("safetensors.numpy", reason="needs the Python package safetensors")
+    tables = {name: small_data.table(name, rows).astype(np.float32) for name, rows in (("v_a", 8), ("v_b", 3))}
+    path = str(tmp_path / "theirs.safetensors")
+    numpy.save_file({name: np.ascontiguousarray(one if by_row else one.T) for name, one in tables.items()}, path)
+    packed = open_features(of_windows(path), list(tables), log=lambda line: None)
+    for name, table in tables.items():
+        np.testing.assert_array_equal(packed.read(name, slice(1, 3)), table[1:3].T)
+    with pytest.raises(UserError, match=r"shape .* for video v_., but --window needs rows of --feat_dim 5"):
+        PackedFeatures(path, 0, 5)
+    numpy.save_file({"v_a": np.zeros((6, 6), np.float32)}, path)        # which axis is time?
+    with pytest.raises(UserError, match="but --window needs rows"):
+        PackedFeatures(path, 0, 6)
+
+
+def test_rows_of_another_width_are_refused(tmp_path):
+    save_rows(tmp_path / "rows", {"v_a": 8}, True)
+    np.save(str(tmp_path / "rows" / "v_b.npy"), np.zeros((9, 5), np.float32))
+    with pytest.raises(UserError, match=r"v_b\.npy have 9 rows and 5 columns, but --feat_dim is 6"):
+        open_features(of_windows(tmp_path / "rows"), ["v_a", "v_b"], log=lambda line: None)
+    np.save(str(tmp_path / "rows" / "v_b.npy"), np.full((9, 6), np.nan, np.float32))
+    with pytest.raises(UserError, match=r"v_b\.npy are empty or hold a number that is not finite"):
+        open_features(of_windows(tmp_path / "rows"), ["v_a", "v_b"], log=lambda line: None)
