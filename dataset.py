@@ -80,7 +80,7 @@ class VideoDataSet(torch.utils.data.Dataset):
     def _cut(self, opt):
         """Make windows the items."""
         rows = {name: self.features.rows(name) for name in self.videos}
-        self.videos = windows.with_stride(self.videos, rows, opt["feature_stride"])
+        self.videos = windows.with_stride(self.videos, rows, opt)
         self.windows = [window for name in self.videos for window in windows.cut(name, rows[name], opt)]
         every = len(self.windows)
         if self.mode == "train":

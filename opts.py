@@ -86,5 +86,8 @@ def check_together(opt: dict) -> None:
         raise UserError("--num_sample %d, --num_sample_perbin %d and --temporal_scale %d give more points of proposals "
                         "than a machine can hold: lower one of them"
                         % (opt["num_sample"], opt["num_sample_perbin"], opt["temporal_scale"]))
+    if opt["feature_snippet"] and opt["feature_stride"].endswith("f") != opt["feature_snippet"].endswith("f"):
+        raise UserError("--feature_snippet %s needs --feature_stride in the same unit, and it is '%s': give both in "
+                        "seconds, or both in frames" % (opt["feature_snippet"], opt["feature_stride"]))
     if opt["onnx"] and opt["mode"] != "inference":
         raise UserError("--onnx works only with --mode inference, but this is --mode %s" % opt["mode"])

@@ -132,6 +132,7 @@ GROUPS = {
         Option("window_inside", 0.9, FRACTION, "part of an action that must lie in a window to count there"),
         Option("feature_stride", "", _stride,
                "time between two rows of features, in seconds (0.2) or frames (5f); else length by rows"),
+        Option("feature_snippet", "", _stride, "length of a row's snippet, written in the same way; else the stride"),
         Option("num_workers", -1, WORKERS, "processes of each rank that load data; -1: as many as suit the machine"),
         Option("feature_cache", "auto", str, "auto, off, or a folder: where features are packed once for fast reading"),
         Option("feature_cache_dtype", "float32", ("float32", "float16"), "precision of the packed features"),

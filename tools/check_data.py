@@ -34,6 +34,7 @@ from bmn.data.annotations import COVERED, Annotations, Video
 from bmn.data.feature_files import few
 from bmn.data.features import open_source, remedy_for
 from bmn.data.ground_truth import ground_truth_of
+from bmn.data.windows import cut, in_window, with_stride
 from bmn.files import check_writable
 from bmn.progress import progress
 from bmn.results import figures
@@ -143,8 +144,44 @@ def print_baselines(opt: dict, subsets: Dict[str, Dict[str, Video]]) -> None:
             evaluation.area_under_curve(curve[0], curve[1])))
 
 
-def check_features(opt: dict, names: List[str]) -> List[str]:
-    """Read the features of ``names``, and print and return every problem with them.
+def check_windows(opt: dict, subsets: Dict[str, Dict[str, Video]], rows: Dict[str, int]) -> None:
+    """Print how --window cuts the videos, and which actions it cuts off.
+
+    Raises:
+        UserError: --feature_stride cannot be right.
+    """
+    size, step, longest = opt["window"], opt["window_subsample"], opt["max_duration"] or opt["window"]
+    ambiguous = PROTOCOLS[opt["protocol"]].ambiguous
+    for subset, videos in subsets.items():
+        scaled, cut_windows, used = with_stride(videos, rows, opt), 0, 0
+        odd, seconds = {"a proposal (%d positions)" % longest: [], "a window (%d)" % size: [], "none": []}, []
+        for name, video in scaled.items():
+            windows = cut(name, rows[name], opt)
+            position = video.feature_seconds / rows[name] * step
+            seconds.append(position)
+            actions = [action for action in video.actions if action[2] != (ambiguous or None)]
+            within = [bool(in_window(window, video._replace(actions=[action]), size, opt["window_inside"])[0].actions)
+                      for action in actions for window in windows]
+            within = np.array(within, bool).reshape(len(actions), len(windows))
+            cut_windows, used = cut_windows + len(windows), used + int(within.any(axis=0).sum())
+            for (start, end, _), found in zip(actions, within.any(axis=1)):
+                length = (end - start) / position
+                for kind, holds in zip(odd, (length > longest, length > size, not found)):
+                    odd[kind] += [name] * bool(holds)
+        print("%s: %s of %d positions, each of %.3g to %.3g s; in %d of them lies an action"
+              % (subset, counted(cut_windows, "window"), size, min(seconds), max(seconds), used))
+        for kind, names in odd.items():
+            if names:
+                what = ("in no window by --window_inside %g: no training on them" % opt["window_inside"]
+                        if kind == "none" else "longer than %s: no proposal matches them whole" % kind)
+                print("  odd: %s %s (%s)" % (counted(len(names), "action"), what, few(list(dict.fromkeys(names)))))
+
+
+def check_features(opt: dict, names: List[str]) -> Tuple[List[str], Dict[str, int]]:
+    """Read the features of ``names``, and print every problem with them.
+
+    Returns:
+        the problems, and {name: number of rows} of the features that can be used.
 
     Raises:
         UserError: as in features.open_source.
@@ -155,16 +192,17 @@ def check_features(opt: dict, names: List[str]) -> List[str]:
     print("%s: features of %d of %d videos" % (source.path, len(there), len(names)))
 
     def work(name):
-        source.read(name)
+        return name, source.read(name).shape[1]
 
-    outcomes = progress(parallel.outcomes(work, there), "reading features", len(there), "video")
+    outcomes = list(progress(parallel.outcomes(work, there), "reading features", len(there), "video"))
     problems = sorted(str(outcome) for outcome in outcomes if isinstance(outcome, UserError))
+    rows = dict(outcome for outcome in outcomes if not isinstance(outcome, UserError))
     problems += ["video %s has no features in %s" % (name, source.path) for name in missing]
     for problem in problems:
         print("  " + problem)
     if missing:
         print("  " + remedy_for(opt, missing, source))
-    return problems
+    return problems, rows
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -181,10 +219,12 @@ def main(arguments: argparse.Namespace) -> None:
     if opt["data_path"] == DEFAULTS["data_path"] and not os.path.exists(opt["data_path"]):
         print("no features were read, because there is no %s: --data_path names them" % opt["data_path"])
         return
-    problems = check_features(opt, names)
+    problems, rows = check_features(opt, names)
     if problems:
         raise UserError("%d of %d videos cannot be used: repair or fetch their feature files, or leave videos without "
                         "a file out with --skip_missing" % (len(problems), len(names)))
+    if opt["window"]:
+        check_windows(opt, subsets, rows)
     print("all %d videos of train and validation can be used: T = %d, C = %d"
           % (len(names), opt["temporal_scale"], opt["feat_dim"]))
 

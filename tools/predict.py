@@ -21,7 +21,7 @@ from bmn.options import DEFAULTS, INDEX, OPTIONS, RECORDED_OPTIONS, with_default
 
 SOFT_NMS = ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres", "kept")
 
-WINDOWS = ("window_overlap", "feature_stride")
+WINDOWS = ("window_overlap", "feature_stride", "feature_snippet")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -249,7 +249,7 @@ def main(args: argparse.Namespace) -> None:
     for name in progress(names, "checking", len(names), "video"):
         rows[name] = read_features(source, name, videos[name], opt).shape[1]    # a bad file shows before hours of work
     if opt["window"]:
-        videos = with_stride(videos, rows, opt["feature_stride"])
+        videos = with_stride(videos, rows, opt)
     with device.setup(opt) as runtime:
         network.to(runtime.device).eval()
         found = {}

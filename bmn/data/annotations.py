@@ -202,7 +202,13 @@ def read_entry(name: str, entry: dict, source: str, subset: str = "") -> Video:
             raise UserError("%s: video %s has %s = %.80r, but a number above 0 is needed" % (source, name, key, value))
     actions, left_out = read_actions(name, entry, source)
     return Video(lengths["duration_second"], *scaled_lengths(*lengths.values()), actions, subset, left_out,
-                 lengths["duration_frame"])
+                 lengths["duration_frame"] or _frames(entry, lengths["duration_second"]))
+
+
+def _frames(entry, seconds):
+    """What ActivityNet's own form says of the frames of a video; None where it says nothing."""
+    frames, rate = (number(entry.get(key)) for key in ("frame", "fps"))
+    return frames if frames and frames > 0 else seconds * rate if rate and rate > 0 else None
 
 
 def read_actions(name: str, entry: dict, source: str) -> Tuple[List[Tuple[float, float, str]], int]:

@@ -3,7 +3,8 @@
 The features of a video are rows at their own rate. A window has W positions, and position i of a window that begins at
 position a is row (a + i) * k of the features, where k is --window_subsample. The time of a position is the centre of
 its row's snippet. A window knows its features only by the fraction of them at which it lies. So labels and proposals
-are scaled by the same lengths as those of whole videos.
+are scaled by the same lengths as those of whole videos. The features reach from the beginning of the first snippet to
+the end of the last one; where nothing else is known, a snippet is as long as the step from one row to the next.
 """
 from typing import Any, Dict, List, NamedTuple, Tuple
 
@@ -26,6 +27,7 @@ class Window(NamedTuple):
         windows: number of windows of the video.
         total: rows of the features of the video.
         step: k, rows from one position to the next.
+        margin: rows by which a snippet reaches beyond its row on either side, because it is longer than the stride.
     """
     name: str
     first: int
@@ -33,11 +35,13 @@ class Window(NamedTuple):
     windows: int
     total: int
     step: int
+    margin: float = 0.0
 
     def fraction(self, position: Any) -> Any:
         """Fraction of the features at a boundary: 0 is the beginning of the window, ``rows`` its end."""
         # Position i is the interval [i, i + 1], and its centre is that of row (first + i) * step.
-        return ((self.first + position) * self.step + (1 - self.step) / 2.0) / self.total
+        row = (self.first + position) * self.step + (1 - self.step) / 2.0
+        return (row + self.margin) / (self.total + 2 * self.margin)
 
     @property
     def rows_of_file(self) -> slice:
@@ -51,38 +55,50 @@ def cut(name: str, total: int, opt: dict) -> List[Window]:
     Args:
         name: the video.
         total: rows of its features.
-        opt: dict with window, window_overlap and window_subsample.
+        opt: dict with window, window_overlap, window_subsample, and feature_stride and feature_snippet where there are
+            any.
     """
     size, step = opt["window"], opt["window_subsample"]
     positions = -(-total // step)
     stride = max(1, int(size * (1 - opt["window_overlap"]) + 1e-6))         # 10 * (1 - 0.9) is below 1
     begins = list(range(0, max(positions - size, 0), stride)) + [max(positions - size, 0)]
-    return [Window(name, begin, min(size, positions), len(begins), total, step) for begin in begins]
+    return [Window(name, begin, min(size, positions), len(begins), total, step, margin_of(opt)) for begin in begins]
 
 
-def with_stride(videos: Dict[str, Video], rows: Dict[str, int], stride: str) -> Dict[str, Video]:
+def margin_of(opt: dict) -> float:
+    """By how many rows a snippet of --feature_snippet reaches beyond its row, on either side."""
+    snippet = opt.get("feature_snippet")
+    return (_number(snippet) / _number(opt["feature_stride"]) - 1) / 2 if snippet else 0.0
+
+
+def _number(seconds_or_frames):
+    return float(seconds_or_frames.rstrip("fs"))
+
+
+def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict) -> Dict[str, Video]:
     """The videos with the lengths that their features cover by --feature_stride.
 
     Args:
         videos: {name: Video}.
         rows: {name: rows of its features}.
-        stride: as in --feature_stride; "" leaves the lengths as they are.
+        opt: dict with feature_stride and feature_snippet. Without a stride, the lengths are left as they are.
 
     Raises:
         UserError: a stride in frames needs the number of frames of a video, or most features would cover much more or
             much less than their video.
     """
+    stride = opt["feature_stride"]
     if not stride:
         return videos
     in_frames, scaled = stride.endswith("f"), {}
-    seconds_or_frames = float(stride.rstrip("fs"))
     unknown = [name for name, video in videos.items() if in_frames and not video.frames]
     if unknown:
         raise UserError("--feature_stride %s is in frames, but the annotations do not say how many frames %d videos "
                         "have (%s): give it in seconds" % (stride, len(unknown), few(unknown)))
     for name, video in videos.items():
-        seconds = seconds_or_frames * (video.seconds / video.frames if in_frames else 1)
-        scaled[name] = video._replace(feature_seconds=rows[name] * seconds, proposal_seconds=rows[name] * seconds)
+        step = _number(stride) * (video.seconds / video.frames if in_frames else 1)
+        seconds = (rows[name] + 2 * margin_of(opt)) * step
+        scaled[name] = video._replace(feature_seconds=seconds, proposal_seconds=seconds)
     part = {name: video.feature_seconds / video.seconds for name, video in scaled.items()}
     odd = [name for name in part if not COVERED[0] <= part[name] <= COVERED[1]]
     if len(odd) > len(part) / 2.0:

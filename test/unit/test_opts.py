@@ -140,3 +140,11 @@ def test_a_stride_is_in_seconds_or_frames(stride, holds):
         return
     with pytest.raises(UserError, match="is neither seconds, such as"):
         parse_opt(["--feature_stride=" + stride])
+
+
+@pytest.mark.parametrize("argv", [["--feature_snippet", "16f"], ["--feature_snippet", "16f", "--feature_stride", "0.2"],
+                                  ["--feature_snippet", "0.5", "--feature_stride", "4f"]])
+def test_a_snippet_has_the_unit_of_the_stride(argv):
+    with pytest.raises(UserError, match=r"--feature_snippet .* needs --feature_stride in the same unit"):
+        parse_opt(argv)
+    assert parse_opt(["--feature_snippet", "16f", "--feature_stride", "4f"]).feature_snippet == "16f"

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bmn.data import windows
 from bmn.data.annotations import Video
-from bmn.data.windows import cut, in_window, joined, padded, with_stride
+from bmn.data.windows import cut, in_window, joined, padded
 from bmn.errors import UserError
 
 CUTS = {"window": st.integers(2, 40), "window_overlap": st.sampled_from([0.0, 0.25, 0.5, 0.9, 0.99]),
@@ -17,19 +18,43 @@ CUTS = {"window": st.integers(2, 40), "window_overlap": st.sampled_from([0.0, 0.
 @settings(deadline=None)
 @given(st.integers(1, 300), st.fixed_dictionaries(CUTS))
 def test_windows_cover_every_position_and_overlap_as_asked(total, opt):
-    windows, size, step = cut("v", total, opt), opt["window"], opt["window_subsample"]
+    found, size, step = cut("v", total, opt), opt["window"], opt["window_subsample"]
     positions = len(range(0, total, step))
-    covered = [position for window in windows for position in range(window.first, window.first + window.rows)]
+    covered = [position for window in found for position in range(window.first, window.first + window.rows)]
     assert set(covered) == set(range(positions))
-    assert all(window.rows == min(size, positions) and window.windows == len(windows) for window in windows)
-    begins = [window.first for window in windows]
+    assert all(window.rows == min(size, positions) and window.windows == len(found) for window in found)
+    begins = [window.first for window in found]
     assert begins == sorted(set(begins)) and begins[0] == 0
     stride = max(1, math.floor(round(size * (1 - opt["window_overlap"]), 4)))
     assert all(after - before == stride for before, after in zip(begins[:-2], begins[1:-1]))
     assert len(begins) < 2 or begins[-1] - begins[-2] <= stride
-    for window in windows:
+    for window in found:
         assert list(range(total))[window.rows_of_file] == [
             (window.first + position) * step for position in range(window.rows)]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 100), st.fixed_dictionaries(CUTS), st.floats(0.1, 20), st.floats(0.1, 20), st.booleans())
+def test_the_time_of_a_position_with_snippets_of_another_length(total, opt, stride, snippet, in_frames):
+    """The centre of row i is at i * stride + snippet / 2, in labels and proposals."""
+    seconds = (total - 1) * stride + snippet
+    video = Video(seconds * (0.04 if in_frames else 1), 1.0, 1.0, frames=seconds)
+    unit = "f" if in_frames else ""
+    opt = dict(opt, feature_stride="%r%s" % (stride, unit), feature_snippet="%r%s" % (snippet, unit))
+    video = windows.with_stride({"v": video}, {"v": total}, opt)["v"]
+    assert video.feature_seconds == pytest.approx(video.seconds) == pytest.approx(video.proposal_seconds)
+    for window in cut("v", total, opt):
+        for position in range(window.rows):
+            row = range(total)[window.rows_of_file][position]
+            centre = (row * stride + snippet / 2) * (0.04 if in_frames else 1)
+            assert window.fraction(position + 0.5) * video.feature_seconds == pytest.approx(centre, rel=1e-9)
+        if snippet < stride:            # then there are gaps between snippets, and none before the first
+            continue
+        action = tuple(window.fraction(edge) * video.feature_seconds for edge in (0.25, window.rows - 0.25))
+        found, _ = in_window(window, video._replace(actions=[(*action, "a")]), opt["window"], 0.9)
+        (start, end, _), = found.actions
+        scale = found.feature_seconds / opt["window"]
+        assert (start / scale, end / scale) == pytest.approx((0.25, window.rows - 0.25), abs=1e-6)
 
 
 @settings(deadline=None)
@@ -100,7 +125,12 @@ def test_an_action_that_is_cut_too_much_is_counted():
 def test_a_stride_gives_the_lengths_that_features_cover():
     videos = {"a": Video(10.0, 9.0, 9.0, frames=300.0), "b": Video(20.0, 20.0, 20.0, frames=500.0)}
     rows = {"a": 50, "b": 98}
+
+    def with_stride(videos, rows, stride, snippet=""):
+        return windows.with_stride(videos, rows, {"feature_stride": stride, "feature_snippet": snippet})
+
     assert with_stride(videos, rows, "") is videos
+    assert with_stride(videos, rows, "0.2", "0.6")["a"].feature_seconds == pytest.approx(49 * 0.2 + 0.6)
     for stride, lengths in (("0.2", (10.0, 19.6)), ("0.2s", (10.0, 19.6)), ("6f", (10.0, 98 * 6 / 25.0))):
         found = with_stride(videos, rows, stride) if stride != "6f" else with_stride({"a": videos["a"]}, rows, stride)
         assert [video.feature_seconds for video in found.values()] == pytest.approx(lengths[:len(found)])
@@ -114,9 +144,9 @@ def test_a_stride_gives_the_lengths_that_features_cover():
 
 def test_padding_and_joining():
     assert padded(np.ones((3, 2), np.float32), 5).tolist() == [[1, 1, 0, 0, 0]] * 3
-    windows = cut("v", 7, {"window": 4, "window_overlap": 0.5, "window_subsample": 1})
-    assert [window.first for window in windows] == [0, 2, 3]
+    cuts = cut("v", 7, {"window": 4, "window_overlap": 0.5, "window_subsample": 1})
+    assert [window.first for window in cuts] == [0, 2, 3]
     curve = np.array([[0, 1, 2, 3], [2, 3, 4, 5], [3, 4, 5, 6]], float)
-    np.testing.assert_array_equal(joined(windows, curve), np.arange(7))
+    np.testing.assert_array_equal(joined(cuts, curve), np.arange(7))
     short = cut("v", 3, {"window": 4, "window_overlap": 0.5, "window_subsample": 1})
     np.testing.assert_array_equal(joined(short, curve[:1]), [0, 1, 2])
