@@ -160,7 +160,7 @@ def read_features(source: Any, name: str, video: Video, opt: dict) -> np.ndarray
     Raises:
         UserError: the features cannot be used.
     """
-    if opt["window"]:
+    if opt.get("window"):
         return source.read(name)
     table, rows_are_time = source.table(name)
     rows, columns = table.shape

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-DOCUMENTS = sorted(glob.glob(os.path.join(ROOT, "*.md")) + glob.glob(os.path.join(ROOT, "docs", "*.md")))
+DOCUMENTS = sorted(glob.glob(os.path.join(ROOT, "*.md")) + glob.glob(os.path.join(ROOT, "docs", "*.md"))
+                   + glob.glob(os.path.join(ROOT, "docs", "*", "*.md")))
 STATEMENT = "public_address_statement.md"
 
 
 def test_every_public_address_is_stated():
-    sources = [path for folder in ("", "bmn", "bmn/*", "docs", "tools", "benchmarks", "test", "test/*", "test/*/*")
+    sources = [path for folder in ("", "bmn", "bmn/*", "docs", "docs/*", "tools", "benchmarks", "test", "test/*", "test/*/*")
                for kind in ("*.py", "*.sh", "*.md", "*.txt", "*.toml", "*.html")
                for path in glob.glob(os.path.join(ROOT, folder, kind))]
     stated = Path(ROOT, STATEMENT).read_text(encoding="utf-8")
@@ -27,7 +28,7 @@ def test_every_public_address_is_stated():
     assert not missing, "add to %s: %s" % (STATEMENT, missing)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=os.path.basename)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: os.path.relpath(path, ROOT))
 def test_links_to_files_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", Path(document).read_text(encoding="utf-8"))
     assert [link for link in links if not os.path.exists(os.path.join(os.path.dirname(document), link))] == []

@@ -48,9 +48,9 @@ def test_the_time_of_a_position_with_snippets_of_another_length(total, opt, stri
             row = range(total)[window.rows_of_file][position]
             centre = (row * stride + snippet / 2) * (0.04 if in_frames else 1)
             assert window.fraction(position + 0.5) * video.feature_seconds == pytest.approx(centre, rel=1e-9)
-        if snippet < stride:            # then there are gaps between snippets, and none before the first
-            continue
         action = tuple(window.fraction(edge) * video.feature_seconds for edge in (0.25, window.rows - 0.25))
+        if not 0 <= action[0] <= action[1] <= video.feature_seconds:
+            continue                    # between the outermost positions and the ends of the features
         found, _ = in_window(window, video._replace(actions=[(*action, "a")]), opt["window"], 0.9)
         (start, end, _), = found.actions
         scale = found.feature_seconds / opt["window"]

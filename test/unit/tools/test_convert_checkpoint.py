@@ -52,7 +52,7 @@ def test_a_checkpoint_is_converted_there_and_back(tmp_path, convert, ours, netwo
     convert(tmp_path / "reference.pth.tar", tmp_path / "back.pth.tar", "--to", "ours", "--num_sample_perbin", 3)
     back = checkpoint.read(str(tmp_path / "back.pth.tar"))
     assert (back["epoch"], "optimizer" in back) == (7, False)
-    assert back["options"] == dict(SMALL, layout="reference", max_duration=0)
+    assert back["options"] == dict(SMALL, layout="reference", max_duration=0, window=0, window_subsample=1)
     assert all(torch.equal(back["state_dict"][name], tensor) for name, tensor in network.state_dict().items())
 
 
