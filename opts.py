@@ -6,7 +6,7 @@ import sys
 from typing import List, Optional, Sequence
 
 from bmn.errors import UserError
-from bmn.options import DATA_PATH_NAMES, GROUPS, OPTIONS, Option, with_defaults
+from bmn.options import DATA_PATH_NAMES, DEFAULTS, GROUPS, OPTIONS, Option, with_defaults
 
 POINTS = 10 ** 8    # sampled points of all proposals, N * K * T * T; a million at the defaults
 FEW = 2 ** 14       # proposals whose points are at least held at once, however few there are
@@ -86,6 +86,10 @@ def check_together(opt: dict) -> None:
         raise UserError("--num_sample %d, --num_sample_perbin %d and --temporal_scale %d give more points of proposals "
                         "than a machine can hold: lower one of them"
                         % (opt["num_sample"], opt["num_sample_perbin"], opt["temporal_scale"]))
+    of_windows = [name for name in ("feature_stride", "window_subsample") if opt[name] != DEFAULTS[name]]
+    if of_windows and not opt["window"]:
+        raise UserError("--%s is for features at their own rate: give --window with it, or leave it out"
+                        % of_windows[0])
     if opt["feature_snippet"] and opt["feature_stride"].endswith("f") != opt["feature_snippet"].endswith("f"):
         raise UserError("--feature_snippet %s needs --feature_stride in the same unit, and it is '%s': give both in "
                         "seconds, or both in frames" % (opt["feature_snippet"], opt["feature_stride"]))

@@ -144,7 +144,7 @@ def _cards_of_a_video(seconds, maps, proposals, truth):
     confidence_map, start, end = maps
     if confidence_map is None:
         return [_card("Boundary probabilities, ground truth and the best proposals",
-                      figures.boundaries(seconds, start, end, proposals, truth))]
+                      figures.boundaries(seconds, start, end, proposals, truth, figures.WIDE))]
     time_axis, confidence = figures.prediction_in_two(seconds, start, end, confidence_map, proposals, truth)
     return [_card("Boundary probabilities, ground truth and the best proposals", time_axis),
             _card("Confidence of every pair of start and end", confidence)]

@@ -185,7 +185,8 @@ def _remedy(shape, temporal_scale):
             return ("tools/prepare_features.py fills its columns up with zeros to a multiple of %d; then give "
                     "--feat_dim %d" % (GROUPS, filled_up(channels)))
         return "give --feat_dim %d" % channels
-    return "rescale it with tools/prepare_features.py, or give --temporal_scale %d" % shape[0]
+    return ("rescale it with tools/prepare_features.py, give --temporal_scale %d, or --window for features at their "
+            "own rate" % shape[0])
 
 
 def filled_up(feat_dim: int) -> int:

@@ -14,6 +14,7 @@ from bmn.data.annotations import Video
 from bmn.data.feature_files import few
 from bmn.errors import UserError
 
+RESCALED = 1.5          # the longest video by the shortest, where features of as many rows cannot have one rate
 COVERED = (0.9, 1.1)    # of a video, by its rows at --feature_stride; more than half of the videos must lie within
 
 
@@ -76,18 +77,23 @@ def _number(seconds_or_frames):
 
 
 def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict) -> Dict[str, Video]:
-    """The videos with the lengths that their features cover by --feature_stride.
+    """The videos with the lengths that their features cover: by --feature_stride, else as they are.
 
     Args:
         videos: {name: Video}.
         rows: {name: rows of its features}.
-        opt: dict with feature_stride and feature_snippet. Without a stride, the lengths are left as they are.
+        opt: dict with feature_stride and feature_snippet.
 
     Raises:
-        UserError: a stride in frames needs the number of frames of a video, or most features would cover much more or
-            much less than their video.
+        UserError: the features are not at their own rate, a stride in frames needs the number of frames of a video, or
+            most features would cover much more or much less than their video.
     """
     stride = opt["feature_stride"]
+    lengths = [video.seconds for video in videos.values()]
+    if len({rows[name] for name in videos}) == 1 and max(lengths) > RESCALED * min(lengths):
+        raise UserError("the features of all %d videos have %d rows, although the videos have from %.4g to %.4g "
+                        "seconds: they were rescaled, so leave --window out, or give features at their own rate"
+                        % (len(lengths), rows[next(iter(videos))], min(lengths), max(lengths)))
     if not stride:
         return videos
     in_frames, scaled = stride.endswith("f"), {}

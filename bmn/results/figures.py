@@ -16,6 +16,7 @@ from bmn.results.fonts import all_letters
 
 START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
 SMALL = (6.4, 4.4)      # inches; a figure of this size is readable on a phone
+WIDE = (10, 5)          # of a long video, in the whole width of a page
 # Style of the recall curves; the colours are those of tIoU 0.5, 0.6, ..., 0.9 in order.
 REFERENCE = {"colours": ("r", "yellow", "b", "c", "m"), "size": (12, 8), "font": 14, "width": 4, "top": 1}
 REPORT = {"colours": ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"), "size": SMALL, "font": 11, "width": 2,

@@ -16,7 +16,8 @@ STATEMENT = "public_address_statement.md"
 
 
 def test_every_public_address_is_stated():
-    sources = [path for folder in ("", "bmn", "bmn/*", "docs", "docs/*", "tools", "benchmarks", "test", "test/*", "test/*/*")
+    sources = [path for folder in ("", "bmn", "bmn/*", "docs", "docs/*", "tools", "benchmarks", "test", "test/*",
+                                   "test/*/*")
                for kind in ("*.py", "*.sh", "*.md", "*.txt", "*.toml", "*.html")
                for path in glob.glob(os.path.join(ROOT, folder, kind))]
     stated = Path(ROOT, STATEMENT).read_text(encoding="utf-8")

@@ -136,7 +136,9 @@ def test_a_window_is_what_the_network_sees():
     ("5 frames", 0), ("5fs", 0)])
 def test_a_stride_is_in_seconds_or_frames(stride, holds):
     if holds:
-        assert parse_opt(["--feature_stride", stride]).feature_stride == stride
+        assert parse_opt(["--feature_stride", stride, "--window", "8"]).feature_stride == stride
+        with pytest.raises(UserError, match="--feature_stride is for features at their own rate: give --window"):
+            parse_opt(["--feature_stride", stride])
         return
     with pytest.raises(UserError, match="is neither seconds, such as"):
         parse_opt(["--feature_stride=" + stride])
@@ -146,5 +148,5 @@ def test_a_stride_is_in_seconds_or_frames(stride, holds):
                                   ["--feature_snippet", "0.5", "--feature_stride", "4f"]])
 def test_a_snippet_has_the_unit_of_the_stride(argv):
     with pytest.raises(UserError, match=r"--feature_snippet .* needs --feature_stride in the same unit"):
-        parse_opt(argv)
-    assert parse_opt(["--feature_snippet", "16f", "--feature_stride", "4f"]).feature_snippet == "16f"
+        parse_opt([*argv, "--window", "8"])
+    assert parse_opt(["--feature_snippet", "16f", "--feature_stride", "4f", "--window", "8"]).feature_snippet == "16f"

@@ -142,6 +142,15 @@ def test_a_stride_gives_the_lengths_that_features_cover():
         with_stride(dict(videos, c=Video(1.0, 1.0, 1.0)), dict(rows, c=5), "6f")
 
 
+def test_rescaled_features_are_refused():
+    videos = {"a": Video(10.0, 10.0, 10.0), "b": Video(16.0, 16.0, 16.0)}
+    opt = {"feature_stride": ""}
+    with pytest.raises(UserError, match=r"all 2 videos have 100 rows.* 10 to 16 seconds.* leave --window out"):
+        windows.with_stride(videos, {"a": 100, "b": 100, "in no subset": 50}, opt)
+    assert windows.with_stride(videos, {"a": 100, "b": 101}, opt) is videos
+    assert windows.with_stride({"a": videos["a"]}, {"a": 100}, opt)
+
+
 def test_padding_and_joining():
     assert padded(np.ones((3, 2), np.float32), 5).tolist() == [[1, 1, 0, 0, 0]] * 3
     cuts = cut("v", 7, {"window": 4, "window_overlap": 0.5, "window_subsample": 1})
