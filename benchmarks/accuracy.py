@@ -1,10 +1,12 @@
 """Compare what the reference and ours learn: both are trained and evaluated on the same videos, with several seeds.
 
     python3 benchmarks/accuracy.py --reference DIR --annotations DIR
+    python3 benchmarks/accuracy.py --reference DIR --data DIR --feat_dim 40 --num_sample 16
 
 The videos have real annotations and planted features (tools/make_sample_data.py), at a small scale so that the
-reference takes minutes. Both programs run from their command lines: reference, ours in float32 (O0), ours in mixed
-precision (O1). The output is AR@1, 10, 100 and AUC of every run, then mean and standard deviation.
+reference takes minutes; or they are those of a data set in the reference's layout (docs/datasets/hapt.md). Both
+programs run from their command lines: reference, ours in float32 (O0), ours in mixed precision (O1). The output is
+AR@1, 10, 100 and AUC of every run, then mean and standard deviation.
 """
 import argparse
 import os
@@ -21,11 +23,13 @@ from bmn.data.annotations import read_videos
 from bmn.errors import UserError, run_as_program
 from bmn.files import write_json
 from bmn.options import with_defaults
+from bmn.values import video_id
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 VIDEO_INFO = "data/activitynet_annotations/video_info_new.csv"
 VIDEO_ANNO = "data/activitynet_annotations/anet_anno_action.json"
+PROGRAMS = ("reference", "ours O0", "ours O1")
 FIGURES = ("AR@1", "AR@10", "AR@100", "AUC")
 
 
@@ -51,7 +55,7 @@ def write_ground_truth(folder):
     files = {"video_info": os.path.join(folder, VIDEO_INFO), "video_anno": os.path.join(folder, VIDEO_ANNO)}
     videos = read_videos(with_defaults(files), "validation")
     write_json(os.path.join(folder, "Evaluation/data/activity_net_1_3_new.json"), {
-        "database": {name[2:]: {"subset": "validation", "duration": video.seconds, "annotations": [
+        "database": {video_id(name): {"subset": "validation", "duration": video.seconds, "annotations": [
             {"segment": [start, end], "label": label} for start, end, label in video.actions]}
             for name, video in videos.items()},
         "taxonomy": [], "version": "VERSION 1.3"})
@@ -76,7 +80,12 @@ def our_run(folder, args, seed, common, level):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--reference", required=True, help="clone of the reference")
-    parser.add_argument("--annotations", required=True, help="folder of the real annotation files")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--annotations", help="folder of the real annotation files")
+    data.add_argument("--data", help="data set in the reference's layout: annotations and features")
+    parser.add_argument("--feat_dim", type=int, default=64)
+    parser.add_argument("--num_sample", type=int, default=32)
+    parser.add_argument("--programs", nargs="+", default=PROGRAMS, choices=PROGRAMS)
     parser.add_argument("--videos", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
@@ -85,13 +94,16 @@ def main():
     parser.add_argument("--noise", type=float, default=1.5, help="difficulty of the planted features")
     args = parser.parse_args()
     check_clone(args.reference)
-    scale = ("--temporal_scale", args.temporal_scale, "--feat_dim", 64)
-    common = (*scale, "--batch_size", args.batch_size, "--train_epochs", args.epochs)
+    scale = ("--temporal_scale", args.temporal_scale, "--feat_dim", args.feat_dim)
+    common = (*scale, "--batch_size", args.batch_size, "--train_epochs", args.epochs, "--num_sample", args.num_sample)
     with tempfile.TemporaryDirectory() as folder:
-        run(folder, os.path.join(ROOT, "tools", "make_sample_data.py"), "--videos", args.videos, "--noise", args.noise,
-            "--annotations", os.path.abspath(args.annotations), *scale)
+        if args.data:
+            os.symlink(os.path.abspath(args.data), os.path.join(folder, "data"))
+        else:
+            run(folder, os.path.join(ROOT, "tools", "make_sample_data.py"), "--videos", args.videos, "--noise",
+                args.noise, "--annotations", os.path.abspath(args.annotations), *scale)
         write_ground_truth(folder)
-        rows = {"reference": [], "ours O0": [], "ours O1": []}
+        rows = {name: [] for name in args.programs}
         print("%-12s %5s %8s %8s %8s %8s" % (("program", "seed") + FIGURES))
         for seed in range(args.seeds):
             for name in rows:
