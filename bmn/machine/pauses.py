@@ -27,7 +27,7 @@ class Pauses:
     signal again to those that are left.
 
     Args:
-        runtime: device.Runtime.
+        runtime: runtime.Runtime.
         log_seconds: seconds between two reports.
         save_every: minutes between two saves; 0 means none.
     """

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bmn.errors import UserError, run_as_program
-from bmn.machine import device, processes
+from bmn.machine import device, peers, processes
 from bmn.machine.processes import Member
 from bmn.options import with_defaults
 
@@ -58,7 +58,8 @@ def test_the_old_options_are_read():
 
 
 def test_waiting_for_the_others_ends_with_an_error(monkeypatch):
-    monkeypatch.setattr(processes, "JOIN_WITHIN", processes.datetime.timedelta(seconds=1))
+    for module in (processes, peers):
+        monkeypatch.setattr(module, "JOIN_WITHIN", processes.datetime.timedelta(seconds=1))
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -77,13 +78,15 @@ def free_port():
 class Rank:
     """One of several processes that run ``task(runtime)``; ``text`` is what it printed on stderr."""
 
-    def __init__(self, task, rank, world_size, port, path, opt):
+    def __init__(self, task, rank, world_size, port, path, opt, late=False):
         self.path = path
         self.process = multiprocessing.get_context("fork").Process(
-            target=self._run, args=(task, rank, world_size, port, opt))
+            target=self._run, args=(task, rank, world_size, port, opt, late))
         self.process.start()
 
-    def _run(self, task, rank, world_size, port, opt):
+    def _run(self, task, rank, world_size, port, opt, late):
+        if late:
+            time.sleep(1)
         handle = os.open(self.path, os.O_CREAT | os.O_WRONLY)
         os.dup2(handle, 2)
         sys.stderr = os.fdopen(2, "w")
@@ -112,11 +115,12 @@ def launch(tmp_path):
     """launch(task, world_size, opts) -> the processes; none is left behind."""
     started = []
 
-    def start(task, world_size, opts=None):
-        port = free_port()
-        started.extend(Rank(task, rank, world_size, port, str(tmp_path / ("rank%d" % rank)), opts[rank] if opts else {})
-                       for rank in range(world_size))
-        return started
+    def start(task, world_size, opts=None, port=None, late=None):
+        port = port or free_port()
+        ranks = [Rank(task, rank, world_size, port, str(tmp_path / ("rank%d" % rank)), opts[rank] if opts else {},
+                      rank == late) for rank in range(world_size)]
+        started.extend(ranks)
+        return ranks
     yield start
     for rank in started:
         if rank.process.is_alive():
@@ -322,6 +326,35 @@ def note_ports(runtime):
         with open(os.environ["NOTES"] + ".master", "w") as handle:
             handle.write(os.environ["MASTER_PORT"])
     runtime.barrier()
+
+
+def meet_anew(runtime):
+    """What a run does through the store. Rank 0 comes last, so that rank 1 finds what an earlier start has left."""
+    name = os.path.join(os.environ["NOTES"], os.environ["TORCHELASTIC_RESTART_COUNT"])
+    assert runtime.asked_to_stop() == ""
+    if runtime.is_main:
+        open(name, "w").close()
+    runtime.barrier()
+    assert os.path.exists(name), "the barrier did not wait"
+    assert runtime.agreed(name if runtime.is_main else None) == name
+    assert runtime.gather(runtime.rank) == [0, 1]
+    if runtime.rank == 1:
+        runtime.ask_to_stop("SIGTERM")
+    runtime.barrier()
+    if runtime.is_main:
+        assert runtime.asked_to_stop() == "SIGTERM"
+
+
+@pytest.mark.skipif(device.TORCH < (1, 9), reason="this PyTorch has no launcher that starts a run again")
+def test_a_run_that_a_launcher_starts_again_does_not_read_what_the_first_start_left(launch, monkeypatch, tmp_path):
+    """The launcher holds the store, and it outlives the processes: counts of barriers, decisions, ports of gloo."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("NOTES", str(tmp_path))
+    for start in range(3):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(start))
+        ranks = launch(meet_anew, 2, port=store.port, late=0)
+        assert [(rank.ended(60), rank.text) for rank in ranks] == [(0, "")] * 2
 
 
 def fail_on_2(runtime):
