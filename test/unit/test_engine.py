@@ -141,6 +141,35 @@ def test_an_epoch_that_was_stopped_goes_on_to_the_last_digit(runtime, rng, stop_
     assert result["fps"] > 0
 
 
+@pytest.mark.parametrize("stop_after", range(1, 16))
+def test_an_epoch_in_two_parts_times_what_each_part_times(runtime, monkeypatch, stop_after):
+    """Each part leaves out its own warm-up, and a part of no more steps than that counts where it ends the epoch."""
+    clock, steps = [0.0], 16
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: clock[0])
+
+    class Step:                 # the only thing that takes time: a second for each step
+        def step(self):
+            clock[0] += 1
+
+    class Stop(Exception):
+        pass
+
+    kept = []
+
+    def keep(pause, begun):
+        kept.append(begun)
+        raise Stop
+
+    training, batches = begin(), [[0, 1]] * steps
+    with pytest.raises(Stop):
+        train(runtime, Videos(2), batches, training, At({stop_after: pauses.Pause(False, True, "")}), keep,
+              profiler=Step())
+    result = train(runtime, Videos(2), batches[stop_after:], training, begun=kept[0], profiler=Step())
+    left = steps - stop_after
+    timed = max(0, stop_after - engine.WARM_UP) + (left - engine.WARM_UP if left > engine.WARM_UP else left)
+    assert result["time"] == timed and result["fps"] == 2
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_parts(runtime):
     videos = Videos(6)
     videos.items[3][0][0, 0] = float("nan")
