@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from bmn.errors import UserError
 
+GROUP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 FEW = 32        # items for which another process is not worth its start
 CHUNK = 8       # items that a helper gets at a time
 GRACE = 30      # seconds that a data worker goes on after SIGTERM
@@ -124,7 +125,8 @@ class Pool:
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
         helper = self._context.Process(target=self._serve, args=(theirs, [*self._unanswered, ours]), daemon=True)
-        with warnings.catch_warnings():         # of a fork beside threads: a helper needs no lock that they may hold
+        # The warning is of a fork beside threads: a helper needs no lock that they may hold.
+        with signals_held(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             helper.start()
         theirs.close()          # so that the death of the helper is the end of the pipe
@@ -171,11 +173,22 @@ class Pool:
                         pipe.send((True, error))
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """A context in which to start processes: no such signal hits them until they have called one of the next two."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_signals() -> None:
     """Leave the signals that a whole group of processes gets to the parent, whose end is noticed in another way."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in GROUP:
+        signal.signal(number, signal.SIG_IGN)
+    _let_through()
 
 
 def outlive_signals(_worker: int) -> None:
@@ -183,10 +196,17 @@ def outlive_signals(_worker: int) -> None:
 
     So that signal ends one after GRACE seconds, in which the parent finishes its step and saves.
     """
-    ignore_signals()
+    for number in GROUP:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+    _let_through()
+
+
+def _let_through():
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP)
 
 
 def _outcome(work, item):

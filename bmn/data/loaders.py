@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bmn.errors import UserError
-from bmn.parallel import outlive_signals
+from bmn.parallel import outlive_signals, signals_held
 
 # In the text of an error of PyTorch: what its processes lack, and what to do
 LACKING = (
@@ -94,7 +94,8 @@ class _Loader(DataLoader):
 
     def __iter__(self) -> Iterator:
         try:
-            iterator = super().__iter__()       # here and not in _items, because it draws a random number
+            with signals_held():                # a launcher sends SIGTERM to the processes as well
+                iterator = super().__iter__()   # here and not in _items, because it draws a random number
         except (RuntimeError, OSError) as error:
             raise self._in_words(error, None) from None
         return self._items(iterator)
@@ -104,6 +105,9 @@ class _Loader(DataLoader):
             yield from iterator
         except (RuntimeError, OSError) as error:
             raise self._in_words(error, iterator) from None
+        finally:                                # at once, and not when the last reference to an error is gone
+            if self.num_workers:
+                iterator._shutdown_workers()
 
     def _in_words(self, error, iterator):
         lacking = next((what for pattern, what in LACKING if re.search(pattern, str(error), re.IGNORECASE)), None)
