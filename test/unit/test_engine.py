@@ -1,4 +1,6 @@
 """The loops: what they compute, what they count, and that they stop where the loss is not finite."""
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -141,32 +143,45 @@ def test_an_epoch_that_was_stopped_goes_on_to_the_last_digit(runtime, rng, stop_
     assert result["fps"] > 0
 
 
-@pytest.mark.parametrize("stop_after", range(1, 16))
-def test_an_epoch_in_two_parts_times_what_each_part_times(runtime, monkeypatch, stop_after):
-    """Each part leaves out its own warm-up, and a part of no more steps than that counts where it ends the epoch."""
-    clock, steps = [0.0], 16
-    monkeypatch.setattr(engine.time, "perf_counter", lambda: clock[0])
+class LateDevice:
+    """A device that works while the host goes on: a step takes it a second, which shows where the host waits for it."""
 
-    class Step:                 # the only thing that takes time: a second for each step
-        def step(self):
-            clock[0] += 1
+    def __init__(self, monkeypatch, runtime):
+        self.now, self.pending = 0.0, 0
+        monkeypatch.setattr(engine.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(runtime, "synchronize", self.wait, raising=False)
+        monkeypatch.setattr(runtime, "all_reduce_sum", lambda tensor: (self.wait(), tensor)[1])     # it is read then
+
+    def step(self):             # as a profiler, which is told of every step
+        self.pending += 1
+
+    def wait(self):
+        self.now, self.pending = self.now + self.pending, 0
+
+
+@pytest.mark.parametrize("parts", [[9], [16], *([n, 16 - n] for n in range(1, 16)), [2, 3, 11], [5, 6, 5], [7, 1, 8],
+                                   [1, 1, 14], [6, 6, 4], [7, 5, 4]], ids=str)
+def test_an_epoch_in_parts_times_what_each_part_times(runtime, monkeypatch, parts):
+    """Each part leaves out a warm-up of its own, if it has more steps, or if it was stopped within that."""
+    device = LateDevice(monkeypatch, runtime)
+    training, begun, done = begin(), None, 0
 
     class Stop(Exception):
         pass
 
-    kept = []
-
-    def keep(pause, begun):
-        kept.append(begun)
+    def keep(pause, one):
+        nonlocal begun
+        begun = one
         raise Stop
 
-    training, batches = begin(), [[0, 1]] * steps
-    with pytest.raises(Stop):
-        train(runtime, Videos(2), batches, training, At({stop_after: pauses.Pause(False, True, "")}), keep,
-              profiler=Step())
-    result = train(runtime, Videos(2), batches[stop_after:], training, begun=kept[0], profiler=Step())
-    left = steps - stop_after
-    timed = max(0, stop_after - engine.WARM_UP) + (left - engine.WARM_UP if left > engine.WARM_UP else left)
+    for part in parts:
+        left, done = [[0, 1]] * (sum(parts) - done), done + part
+        when = At({done: pauses.Pause(False, True, "")})
+        with pytest.raises(Stop) if done < sum(parts) else contextlib.nullcontext():
+            result = train(runtime, Videos(2), left, training, when, keep, begun, device)
+    *stopped, last = parts
+    timed = sum(max(0, part - engine.WARM_UP) for part in stopped) + (last - engine.WARM_UP if last > engine.WARM_UP
+                                                                      else last)
     assert result["time"] == timed and result["fps"] == 2
 
 

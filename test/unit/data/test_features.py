@@ -289,6 +289,7 @@ WRITERS = {
     "pickle of protocol 0": ("pkl", lambda path: pickled(path, FLOATS, 0)),
     "pickle of the newest protocol": ("pkl", lambda path: pickled(path, FLOATS, pickle.HIGHEST_PROTOCOL)),
     "pickle column by column": ("pkl", lambda path: pickled(path, np.asfortranarray(FLOATS), 4)),
+    "pickle, big-endian": ("pkl", lambda path: pickled(path, FLOATS.astype(">f8"))),
     "pickle of a dict": ("pkl", lambda path: pickled(path, {"feats": FLOATS.T, "name": "a", "fps": 25.0})),
 }
 
@@ -339,6 +340,18 @@ def test_a_damaged_numpy_header_is_refused(tmp_path, header):
     with pytest.raises(UserError) as error:
         source_of(tmp_path).read("v_a")
     says(error, "v_a.npy")
+
+
+@pytest.mark.parametrize("kept", [150, 300, -1])
+@pytest.mark.parametrize("number", ["<f2", "<f4", ">f8", "u1"])
+def test_a_numpy_file_that_is_cut_off_is_called_so(tmp_path, number, kept):
+    np.save(str(tmp_path / "v_a.npy"), np.ones((30, 12), number))
+    content = (tmp_path / "v_a.npy").read_bytes()
+    (tmp_path / "v_a.npy").write_bytes(content[:kept])
+    with pytest.raises(UserError) as error:
+        source_of(tmp_path).read("v_a")
+    says(error, "v_a.npy is cut off", "360 numbers of %s bytes" % number[-1], "%d bytes are there"
+         % (len(content[:kept]) - 128))
 
 
 def test_names_are_found_with_and_without_the_prefix_and_in_folders_of_subsets(tmp_path):
