@@ -44,6 +44,7 @@ class Peers:
         self._leaving, self._silent, self._alone_since = threading.Event(), threading.Event(), None
         self._main = "rank 0"
         self._answered, self._seen = None, {}           # time of the store's last answer; {rank: (number, its time)}
+        self._worked = None                             # (time, processor seconds until then), while it waits alone
         self._guard = _Guard(member.rank)
         os.register_at_fork(after_in_child=_close_connections)
         self._talking, watching = (threading.Thread(target=task, name="peers", daemon=True)
@@ -81,7 +82,7 @@ class Peers:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """In this context the process waits for no other one. If it also does nothing for too long, it stands still."""
-        self._alone_since = time.monotonic(), time.process_time()
+        self._alone_since = time.monotonic()
         try:
             yield
         finally:
@@ -117,10 +118,8 @@ class Peers:
 
     def _standing_still(self, store, now, we_were_stopped):
         """The number of a process that stands still, or None. Rank 0 looks at all, the others at rank 0 and itself."""
-        if self._alone_since is not None:
-            began, work = self._alone_since
-            if now - began > self.patience and time.process_time() - work < IDLE * (now - began):
-                return self.rank
+        if self._does_nothing(now):
+            return self.rank
         for rank in range(self.world_size) if self.rank == 0 else (0,):
             number = store.add("beat/%d" % rank, 0)
             if number and (we_were_stopped or number != self._seen.get(rank, (0, 0))[0]):
@@ -128,6 +127,19 @@ class Peers:
             elif number and now - self._seen[rank][1] > self.patience and not store.add("goodbye/%d" % rank, 0):
                 return rank
         return None
+
+    def _does_nothing(self, now):
+        """Whether this process waits alone for too long. What it or its data workers do counts, however slow they are."""
+        began = self._alone_since
+        if began is None or now - began <= self.patience / 2:
+            self._worked = None
+            return False
+        work = _processor_seconds()
+        before, earlier = self._worked = self._worked or (now, work)
+        if now - before <= self.patience / 2:
+            return False
+        self._worked = now, work
+        return work - earlier < IDLE * (now - before)
 
     def _wait_for_answers(self):
         """End this process where the store itself gives no answer: its process stands still, or the cable is cut."""
@@ -156,6 +168,20 @@ class Peers:
         self._guard.dismiss()
         sys.stdout.flush()
         os._exit(1)                         # because the main thread may be waiting in a collective
+
+
+def _processor_seconds():
+    """What this process and its children, the data workers, have used; itself alone where there is no /proc."""
+    seconds = time.process_time()
+    with contextlib.suppress(OSError):
+        for task in os.listdir("/proc/self/task"):
+            with open("/proc/self/task/%s/children" % task) as handle:
+                children = handle.read().split()
+            for child in children:
+                with contextlib.suppress(OSError), open("/proc/%s/stat" % child) as handle:
+                    user, system = handle.read().rpartition(")")[2].split()[11:13]
+                    seconds += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def _close_connections():
