@@ -129,7 +129,7 @@ class Peers:
         return None
 
     def _does_nothing(self, now):
-        """Whether this process waits alone for too long. What it or its data workers do counts, however slow they are."""
+        """Whether this process waits alone for too long. What it or its data workers do counts, however slow it is."""
         began = self._alone_since
         if began is None or now - began <= self.patience / 2:
             self._worked = None
