@@ -125,6 +125,7 @@ class Pool:
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
         helper = self._context.Process(target=self._serve, args=(theirs, [*self._unanswered, ours]), daemon=True)
+        # A helper holds signals back for good, because they are the parent's to handle: when it ends, the pipe ends.
         # The warning is of a fork beside threads: a helper needs no lock that they may hold.
         with signals_held(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -155,8 +156,6 @@ class Pool:
         """The life of a helper."""
         for one in inherited:   # a pipe ends only when no process holds its other end
             one.close()
-        # Signals to the whole group are the parent's to handle. When it ends, the pipe ends, and then this helper.
-        ignore_signals()
         os.nice(self.niceness)
         with contextlib.suppress(OSError, EOFError):        # nobody waits for this any more
             while True:
@@ -175,7 +174,7 @@ class Pool:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """A context in which to start processes: no such signal hits them until they have called one of the next two."""
+    """A context in which to start processes: signals to a whole group of them are left to the parent."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
@@ -184,27 +183,17 @@ def signals_held() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_signals() -> None:
-    """Leave the signals that a whole group of processes gets to the parent, whose end is noticed in another way."""
-    for number in GROUP:
-        signal.signal(number, signal.SIG_IGN)
-    _let_through()
-
-
 def outlive_signals(_worker: int) -> None:
-    """The same for a data worker, as a worker_init_fn. But Python itself ends workers that are left over by SIGTERM.
+    """A worker_init_fn for data workers, which were started in that context.
 
-    So that signal ends one after GRACE seconds, in which the parent finishes its step and saves.
+    Python itself ends workers that are left over by SIGTERM. So that signal ends one after GRACE seconds, in which the
+    parent finishes its step and saves.
     """
     for number in GROUP:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
-    _let_through()
-
-
-def _let_through():
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP)
 

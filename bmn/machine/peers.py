@@ -17,7 +17,7 @@ import time
 from typing import Iterator
 
 from bmn.machine.processes import JOIN_WITHIN, MASTER, Member, connected
-from bmn.parallel import ignore_signals
+from bmn.parallel import signals_held
 
 TELL_WITHIN = datetime.timedelta(seconds=10)    # a guard tries so long to reach the store
 BEAT = 0.5                              # seconds between two signs of life
@@ -207,20 +207,24 @@ class _Guard:
 
     def __init__(self, rank):
         ours, self._pipe = os.pipe()
-        self._process = os.fork()
-        if not self._process:
-            ignore_signals()                # those that a whole group gets are for the process that is guarded
+        with signals_held():                # and held for good in the guard: they are for the process that is guarded
+            self._process = os.fork()
+            if not self._process:
+                self._watch(rank, ours)
+        os.close(ours)
+        os.register_at_fork(after_in_child=self._close)     # a data worker must not keep the pipe open
+
+    def _watch(self, rank, ours):
+        """The life of a guard."""
+        with contextlib.suppress(BaseException):
             os.dup2(ours, 0)
             for number in (1, 2):           # so that it keeps nothing open that others wait for
                 os.dup2(os.open(os.devnull, os.O_WRONLY), number)
             os.closerange(3, max(MOST_FILES, ours + 1, self._pipe + 1))
-            with contextlib.suppress(BaseException):
-                if not os.read(0, 1):
-                    _tell(connected(TELL_WITHIN), "rank %d on machine %s ended before the run was done (its own "
-                          "message, if it left one, says why)" % (rank, platform.node()))
-            os._exit(0)
-        os.close(ours)
-        os.register_at_fork(after_in_child=self._close)     # a data worker must not keep the pipe open
+            if not os.read(0, 1):
+                _tell(connected(TELL_WITHIN), "rank %d on machine %s ended before the run was done (its own message, "
+                      "if it left one, says why)" % (rank, platform.node()))
+        os._exit(0)
 
     def dismiss(self):
         with contextlib.suppress(OSError):
