@@ -119,6 +119,39 @@ def open_raw(path: str) -> Any:
                     % (path, " or ".join(HDF5_EXTENSIONS)))
 
 
+<<<<<<< HEAD
+=======
+def as_snippets(table: np.ndarray, rows_are_time: bool, feat_dim: int, where: str,
+                origin: str = "--feat_dim is") -> np.ndarray:
+    """[snippets, C] from a table.
+
+    Args:
+        table: [rows, columns].
+        rows_are_time: whether the rows are known to be time; otherwise the axis of length ``feat_dim`` is C.
+        feat_dim: C; 0 means the number of columns.
+        where: names the features in error messages.
+        origin: says in error messages where C comes from.
+
+    Raises:
+        UserError: no axis has the length C, it is unknown which axis is time, or a number is not finite.
+    """
+    if feat_dim == filled_up(table.shape[1]) and feat_dim not in table.shape:
+        table = filled_columns(table, feat_dim)         # the network was trained on features that were filled up
+    rows, columns = table.shape
+    if feat_dim and feat_dim not in (table.shape[1:] if rows_are_time else table.shape):
+        raise UserError("%s have %s and %s, but %s %d: give the right --feat_dim, or extract all videos in the same "
+                        "way" % (where, counted(rows, "row"), counted(columns, "column"), origin, feat_dim))
+    if rows == columns == feat_dim and not rows_are_time:
+        raise UserError("%s have as many snippets as features (%d), so it is unknown which axis is time: store them "
+                        "as CSV, with a row for each snippet" % (where, rows))
+    if feat_dim and columns != feat_dim:
+        table = table.T
+    if not len(table) or not np.isfinite(table).all():
+        raise UserError("%s are empty or hold a number that is not finite: extract this video again" % where)
+    return table
+
+
+>>>>>>> 318355a (words: numbers and their nouns agree; skipped_steps of an epoch counts that epoch alone)
 def read_raw(source: Any, name: str, feat_dim: int, origin: str) -> np.ndarray:
     """[snippets, C] of a video; ``feat_dim``, ``origin`` and UserError are as in :func:`as_rows`."""
     return as_rows(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.path), origin)
@@ -142,8 +175,8 @@ def read_lengths(files: List[AnnotationFile], names: List[str], feature_fps: Opt
     source = "--video_anno %s" % " ".join(file.path for file in files)
     absent = [name for name in names if video_id(name) not in found]
     if absent:
-        raise UserError("%s lacks %d of %d videos that have raw features (%s): annotate them, at least with "
-                        "duration_second, or give --method linear" % (source, len(absent), len(names), few(absent)))
+        raise UserError("%s lacks %d of %s that have raw features (%s): annotate them, at least with duration_second, "
+                        "or give --method linear" % (source, len(absent), counted(len(names), "video"), few(absent)))
     lengths = {}
     for name in names:
         file, entry = found[video_id(name)]
@@ -166,10 +199,11 @@ def check_coverage(name: str, snippets: int, length: Length, args: argparse.Name
     taken = snippets * args.snippet_frames
     low, high = args.coverage
     if not low <= taken / length.frames <= high:
-        raise UserError("raw features of %s: %d snippets of %d frames are %d frames, but the video has %.6g%s, so they "
+        raise UserError("raw features of %s: %s of %s are %s, but the video has %.6g%s, so they "
                         "would cover %.0f %% of it: give the right --snippet_frames or --feature_fps (the rate at "
                         "which their frames were taken), or, where they really cover that much, --coverage"
-                        % (name, snippets, args.snippet_frames, taken, length.frames,
+                        % (name, counted(snippets, "snippet"), counted(args.snippet_frames, "frame"),
+                           counted(taken, "frame"), length.frames,
                            " at --feature_fps %g" % args.feature_fps if args.feature_fps else "",
                            100 * taken / length.frames))
 
@@ -220,7 +254,7 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
         else:
             snippets[outcome[0]] = outcome[1]
     if flaws:
-        raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
+        raise UserError("%s (%d of %s could not be rescaled)" % (flaws[0], len(flaws), counted(len(names), "video")))
     print("%s rescaled to T = %d, C = %d in %s"
           % (counted(len(names), "video"), args.temporal_scale, filled_up(feat_dim), folder))
     if filled_up(feat_dim) != feat_dim:
@@ -229,7 +263,7 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
     known = set(map(video_id, snippets))
     without = [name for key, name in annotated.items() if key not in known]
     if without:
-        print("%d annotated videos have no raw features (%s)" % (len(without), few(without)))
+        print("%s without raw features: %s" % (counted(len(without), "annotated video"), few(without)))
     return snippets
 
 

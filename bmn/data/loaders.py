@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from bmn.errors import UserError
 from bmn.parallel import outlive_signals, signals_held
+from bmn.values import counted
 
 # In the text of an error of PyTorch: what its processes lack, and what to do
 LACKING = (
@@ -44,8 +45,8 @@ class TrainingBatches:
         self.batch_size = local_batch_size * world_size
         self.offset = rank * local_batch_size
         if count < self.batch_size:
-            raise UserError("--batch_size %d is larger than the %d training %ss: give %d or less"
-                            % (self.batch_size, count, noun, count))
+            raise UserError("--batch_size %d is larger than the %s: give %d or less"
+                            % (self.batch_size, counted(count, "training " + noun), count))
 
     def __len__(self) -> int:
         return self.count // self.batch_size - self.done
@@ -114,8 +115,8 @@ class _Loader(DataLoader):
         if lacking is None or not self.num_workers:
             return error
         _end(iterator, error.__traceback__)
-        return UserError("the %d processes that load data have too few %s, or give --num_workers 0"
-                         % (self.num_workers, lacking))
+        return UserError("%s cannot load data with so few %s, or give --num_workers 0"
+                         % (counted(self.num_workers, "process"), lacking))
 
 
 def _end(iterator, trace):

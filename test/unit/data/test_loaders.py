@@ -106,7 +106,7 @@ def test_a_signal_to_the_whole_group_ends_no_process_that_is_just_starting(monke
     (OSError(28, "No space left on device"), "/dev/shm"), (OSError(24, "Too many open files"), "ulimit -n"),
     (RuntimeError("received 0 items of ancdata"), "ulimit -n")])
 def test_what_the_processes_lack_is_said(error, words):
-    with pytest.raises(UserError, match=r"the 2 processes .* have too few .*--num_workers 0") as caught:
+    with pytest.raises(UserError, match=r"2 processes cannot load data with so few .*--num_workers 0") as caught:
         list(load_batches(Failing(error), [[0], [1]], 2))
     assert words in str(caught.value) and "\n" not in str(caught.value)
 

@@ -89,7 +89,7 @@ def test_the_scores_of_untrimmednet(shared):
     ({"class": LABELS, "results": {"a": [0.1] * 4}}, "4 scores for 5 classes"),
     ({"class": LABELS, "results": {"a": [0.1, 0.2, 0.3, 0.4, float("nan")]}}, "not a finite number"),
     ({"class": 5, "results": {"a": [1]}}, "does not hold classes"), ({"results": {"z": []}}, "none of the 2 videos"),
-    ({"results": {"a": [{"label": "Chess", "score": 1}]}}, "1 classes that the ground truth does not know"),
+    ({"results": {"a": [{"label": "Chess", "score": 1}]}}, "1 class that the ground truth does not know"),
     ({"results": {"a": [], "v_a": []}}, "a and v_a, and both are video a")])
 def test_what_holds_no_classes_is_refused(tmp_path, content, words):
     with pytest.raises(UserError, match=r"classes\.json.*" + words):
