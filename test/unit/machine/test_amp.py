@@ -72,6 +72,17 @@ def test_bfloat16_is_looked_up_in_cpuinfo(tmp_path, flags, has):
     assert amp.bfloat16_problem(str(tmp_path / "none")) == "the processor does not say whether it has it"
 
 
+def test_o0_on_a_card_shortens_no_product(monkeypatch):
+    npu = types.SimpleNamespace(conv=types.SimpleNamespace(allow_hf32=True),
+                                matmul=types.SimpleNamespace(allow_hf32=True))
+    monkeypatch.setattr(torch, "npu", npu, raising=False)
+    amp.choose("npu", "O0", 128)
+    assert npu.conv.allow_hf32 is npu.matmul.allow_hf32 is False
+    amp.choose("cuda", "O0", 128)
+    if TORCH >= (1, 7):         # there is no such arithmetic before
+        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is False
+
+
 @pytest.mark.parametrize("version, has", [((1, 8), False), ((2, 0), False), ((2, 1), True), ((2, 13), True)])
 def test_bfloat16_needs_pytorch_2_1(monkeypatch, tmp_path, version, has):
     (tmp_path / "cpuinfo").write_text("flags : amx_bf16\n")

@@ -96,6 +96,16 @@ def test_what_holds_no_classes_is_refused(tmp_path, content, words):
         read(tmp_path, content)
 
 
+def test_every_row_of_an_array_is_a_video(tmp_path, rng):
+    scores = rng.rand(5, 101)
+    np.save(str(tmp_path / "x.npy"), scores)
+    names = ["video_test_%07d" % number for number in range(7)]
+    found = read_classification(str(tmp_path / "x.npy"), names, list(THUMOS14_COLUMNS), 1, lambda line: None)
+    columns = np.array(list(THUMOS14_COLUMNS.values())) - 1
+    assert {name: pairs[0][0] for name, pairs in found.items()} == {
+        name: list(THUMOS14_COLUMNS)[row[columns].argmax()] for name, row in zip(names[1:], scores)}
+
+
 def test_arrays_of_other_shapes_are_refused(tmp_path):
     for array in (np.zeros(101), np.zeros((5, 100))):
         np.save(str(tmp_path / "x.npy"), array)
