@@ -53,12 +53,8 @@ import numpy as np
 
 from bmn.data.annotation_files import read_annotation_file, read_video_list
 from bmn.data.feature_files import write_csv
-<<<<<<< HEAD
 from bmn.files import inside, replacing, write_json
-=======
-from bmn.files import replacing, write_json
 from bmn.values import counted
->>>>>>> 318355a (words: numbers and their nouns agree; skipped_steps of an epoch counts that epoch alone)
 
 CLASSES = ("Beekeeping", "Bouldering", "Fixing a bicycle", "Fencing", "Juggling clubs", "Making pasta", "Pole vault",
            "Sheep shearing", "Tightrope walking", "Whitewater kayaking")

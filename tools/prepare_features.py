@@ -119,39 +119,6 @@ def open_raw(path: str) -> Any:
                     % (path, " or ".join(HDF5_EXTENSIONS)))
 
 
-<<<<<<< HEAD
-=======
-def as_snippets(table: np.ndarray, rows_are_time: bool, feat_dim: int, where: str,
-                origin: str = "--feat_dim is") -> np.ndarray:
-    """[snippets, C] from a table.
-
-    Args:
-        table: [rows, columns].
-        rows_are_time: whether the rows are known to be time; otherwise the axis of length ``feat_dim`` is C.
-        feat_dim: C; 0 means the number of columns.
-        where: names the features in error messages.
-        origin: says in error messages where C comes from.
-
-    Raises:
-        UserError: no axis has the length C, it is unknown which axis is time, or a number is not finite.
-    """
-    if feat_dim == filled_up(table.shape[1]) and feat_dim not in table.shape:
-        table = filled_columns(table, feat_dim)         # the network was trained on features that were filled up
-    rows, columns = table.shape
-    if feat_dim and feat_dim not in (table.shape[1:] if rows_are_time else table.shape):
-        raise UserError("%s have %s and %s, but %s %d: give the right --feat_dim, or extract all videos in the same "
-                        "way" % (where, counted(rows, "row"), counted(columns, "column"), origin, feat_dim))
-    if rows == columns == feat_dim and not rows_are_time:
-        raise UserError("%s have as many snippets as features (%d), so it is unknown which axis is time: store them "
-                        "as CSV, with a row for each snippet" % (where, rows))
-    if feat_dim and columns != feat_dim:
-        table = table.T
-    if not len(table) or not np.isfinite(table).all():
-        raise UserError("%s are empty or hold a number that is not finite: extract this video again" % where)
-    return table
-
-
->>>>>>> 318355a (words: numbers and their nouns agree; skipped_steps of an epoch counts that epoch alone)
 def read_raw(source: Any, name: str, feat_dim: int, origin: str) -> np.ndarray:
     """[snippets, C] of a video; ``feat_dim``, ``origin`` and UserError are as in :func:`as_rows`."""
     return as_rows(*source.table(name), feat_dim, "raw features of %s in %s" % (name, source.path), origin)
