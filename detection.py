@@ -12,6 +12,7 @@ from bmn.errors import UserError
 from bmn.results.classification import read_classification
 from bmn.results.protocols import PROTOCOLS, Protocol
 from bmn.results.result_files import read_proposals, write_results
+from bmn.values import counted
 
 FILE = "result_detection.json"
 
@@ -37,8 +38,8 @@ def evaluate_detection(opt: dict, ground_truth: GroundTruth, detections: Optiona
     protocol = PROTOCOLS[opt["protocol"]]
     actions, ambiguous = protocol.split(ground_truth.actions)
     if not actions:
-        raise UserError("%s has no action of the %d videos of the validation subset, so there is no mAP: give the file "
-                        "that has them" % (ground_truth.source, ground_truth.videos))
+        raise UserError("%s has no action of the %s of the validation subset, so there is no mAP: give the file "
+                        "that has them" % (ground_truth.source, counted(ground_truth.videos, "video")))
     if detections is None:
         detections = _classified(opt, actions, ground_truth, source, log)
     else:
@@ -67,8 +68,8 @@ def _classified(opt, actions, ground_truth, source, log):
     classes = read_classification(opt["classification_file"], proposals, ground_truth.labels, opt["classes"], log)
     without = [name for name in proposals if name not in classes]
     if without:
-        log("--classification_file %s lacks %d of the %d videos of the result file: they count as missed"
-            % (opt["classification_file"], len(without), len(proposals)))
+        log("--classification_file %s lacks %d of the %s of the result file: they count as missed"
+            % (opt["classification_file"], len(without), counted(len(proposals), "video")))
     detections = {name: classify(rows, classes[name]) for name, rows in proposals.items()
                   if len(rows) and name in classes}
     write_results(path, ((name, json.dumps([dict(zip(("label", "score", "segment"), row)) for row in rows]))

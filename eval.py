@@ -13,7 +13,7 @@ from bmn.results import figures
 from bmn.results.baselines import best_list, in_seconds, random_list
 from bmn.results.protocols import PROTOCOLS, Protocol
 from bmn.results.result_files import read_proposals
-from bmn.values import video_id
+from bmn.values import counted, video_id
 
 SUBSET = "validation"
 THRESHOLDS = PROTOCOLS["activitynet"].recall_at
@@ -140,7 +140,8 @@ def run_evaluation(ground_truth_filename: str, proposal_filename: str, max_avg_n
 def _evaluate(ground_truth, proposals, source, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS, points=100):
     missed = count_missed(ground_truth, proposals, source)
     if missed:
-        print("%d of %d videos have no proposals: they count as missed" % (missed, len(ground_truth)), flush=True)
+        print("%d of %s have no proposals: they count as missed" % (missed, counted(len(ground_truth), "video")),
+              flush=True)
     curve = average_recall(ground_truth, proposals, max_avg_nr_proposals, tiou_thresholds, points)
     print("\tArea Under the AR vs AN curve: %s%%" % area_under_curve(curve[0], curve[1]), flush=True)
     return curve
@@ -154,8 +155,8 @@ def count_missed(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np.n
     """
     missed = sum(not len(proposals.get(name, ())) for name in ground_truth)
     if missed == len(ground_truth):
-        raise UserError("%s has no proposal of any of the %d videos of the ground truth: give files that belong "
-                        "together" % (source, missed))
+        raise UserError("%s has no proposal of any of the %s of the ground truth: give files that belong "
+                        "together" % (source, counted(missed, "video")))
     return missed
 
 
@@ -192,8 +193,8 @@ def evaluation_proposal(opt: dict, proposals: Optional[Dict[str, np.ndarray]] = 
     ground_truth = ground_truth_of(opt) if ground_truth is None else ground_truth
     actions = protocol.split(ground_truth.actions)[0]
     if not actions:
-        print("there is nothing to evaluate: none of the %d videos of the validation subset has an action in %s"
-              % (ground_truth.videos, ground_truth.source), flush=True)
+        print("there is nothing to evaluate: none of the %s of the validation subset has an action in %s"
+              % (counted(ground_truth.videos, "video"), ground_truth.source), flush=True)
         return None
     proposals = ground_truth.aligned(read_proposals(opt["result_file"]) if proposals is None else proposals, source)
     curve = _evaluate(actions, proposals, source, protocol.points, protocol.recall_at, protocol.points)

@@ -43,6 +43,7 @@ from bmn.results.result_files import read_detections
 from bmn.results.score_tables import FOLDER, CsvExport
 from bmn.training import checkpoint, recorded, run_folder
 from bmn.training.training import Training
+from bmn.values import counted
 from dataset import VideoDataSet, default_workers
 from detection import FILE as DETECTIONS
 from detection import evaluate_detection
@@ -140,8 +141,8 @@ def train(opt, runtime, precision, annotations, owner):
     training_videos, validation_videos = open_datasets(opt, runtime, annotations, "train", "validation")
     labelled = any(video.actions for video in validation_videos.videos.values())
     if not labelled:
-        runtime.log("none of the %d validation videos has an action, so their losses say nothing: the best checkpoint "
-                    "is the last one" % len(validation_videos.video_list))
+        runtime.log("none of %s has an action, so their losses say nothing: the best checkpoint is the last one"
+                    % counted(len(validation_videos.video_list), "validation video"))
     run_folder.check_same_videos(begun, training_videos.item_names)
     batches = TrainingBatches(len(training_videos), local_batch_size, opt["seed"], runtime.rank, runtime.world_size,
                               "window" if opt["window"] else "video")
@@ -169,7 +170,7 @@ def train(opt, runtime, precision, annotations, owner):
             begun, is_best = None, training.end_epoch({
                 "fps": trained["fps"], "time": trained["time"], "data_time": trained["data_time"],
                 "iterations": trained["iterations"], "epoch": epoch, "lr": learning_rate, "train": trained["losses"],
-                "validation": validated["losses"], "skipped_steps": precision.skipped,
+                "validation": validated["losses"], "skipped_steps": trained["skipped"],
                 "peak_memory_mb": runtime.peak_memory_mb(), "device": runtime.kind, "world_size": runtime.world_size,
                 "videos": {"training": len(training_videos.video_list), "validation": len(validation_videos.video_list),
                            "left_out": training_videos.left_out + validation_videos.left_out},
@@ -217,11 +218,12 @@ def resume(training, path, opt, runtime):
     if same:
         runtime.set_random_state(states[runtime.rank])
     else:
-        runtime.log("%s was written by %d processes, and these are %d: from here on, the losses draw other random "
-                    "numbers than in a run that was never stopped" % (path, len(states), runtime.world_size))
-    runtime.log("resumed from %s: %d of %d epochs are done%s"
-                % (path, training.epochs_done, opt["train_epochs"],
-                   ", and %d steps of the next" % within["steps"] if within else ""))
+        runtime.log("%s was written by %s, and now there are %d: from here on, the losses draw other random numbers "
+                    "than in a run that was never stopped"
+                    % (path, counted(len(states), "process"), runtime.world_size))
+    runtime.log("resumed from %s: %d of %s are done%s"
+                % (path, training.epochs_done, counted(opt["train_epochs"], "epoch"),
+                   ", and %s of the next" % counted(within["steps"], "step") if within else ""))
     if within:
         losses = within["losses"][runtime.rank] if same else torch.stack(within["losses"]).mean(0)
         return dict(within, losses=losses, random_state=runtime.random_state())
@@ -236,8 +238,8 @@ def log_epoch(runtime, epoch, trained, validated):
         runtime.log(LOSS_LINE % (name, epoch, result["iterations"] - 1, losses["tem"], losses["pem_cls"],
                                  losses["pem_reg"], losses["total"]))
     if trained["skipped"]:
-        runtime.log("epoch %d: %d of %d steps were left out because their gradients overflowed (--loss_scale)"
-                    % (epoch, trained["skipped"], trained["iterations"]))
+        runtime.log("epoch %d: %d of %s were left out because their gradients overflowed (--loss_scale)"
+                    % (epoch, trained["skipped"], counted(trained["iterations"], "step")))
 
 
 def open_datasets(opt, runtime, annotations, *subsets):

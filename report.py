@@ -15,7 +15,7 @@ from bmn.errors import UserError
 from bmn.files import replacing
 from bmn.inputs import open_text
 from bmn.results import figures
-from bmn.values import video_id
+from bmn.values import counted, video_id
 
 FILE = "report.html"
 SHOWN = 10              # best proposals of a video that are drawn; the videos are ranked by the recall of so many
@@ -58,8 +58,9 @@ def _summary(opt, result, videos, training):
     """What was evaluated, and AR@AN and AUC, as papers report them, beside those of proposals that see no video."""
     numbers = result.protocol.numbers
     network = "Network <code>%s</code>, p" % html.escape(opt["onnx"] or opt["pth_path"]) if videos else "P"
-    text = "%d videos, %d annotated actions, figures in percent. %sroposals <code>%s</code>" % (
-        len(videos or result.ground_truth), sum(map(len, result.ground_truth.values())), network,
+    text = "%s, %s, figures in percent. %sroposals <code>%s</code>" % (
+        counted(len(videos or result.ground_truth), "video"),
+        counted(sum(map(len, result.ground_truth.values())), "annotated action"), network,
         html.escape(opt["result_file"]))
     table = _table(["AR@%d" % number for number in numbers] + ["AUC"], [_figures(result[2:5], numbers)], "headline")
     blind = evaluation.baselines(result.ground_truth, training, videos, result.protocol) if videos else {}
@@ -132,8 +133,8 @@ def _videos(result, videos, maps_of):
             seconds = max([end for _, end, _ in truth] + proposals[:SHOWN, 2].tolist())
         sections.append(_section(
             "%s video: %s" % (title, names[video_id(name)]),
-            "%d action%s in %.0f seconds. Recall of the best %d proposals, mean over tIoU %g to %g: %.0f&nbsp;%%"
-            % (len(truth), "s" * (len(truth) > 1), seconds, SHOWN, thresholds[0], thresholds[-1], 100 * recall[name]),
+            "%s in %.0f seconds. Recall of the best %d proposals, mean over tIoU %g to %g: %.0f&nbsp;%%"
+            % (counted(len(truth), "action"), seconds, SHOWN, thresholds[0], thresholds[-1], 100 * recall[name]),
             _cards_of_a_video(seconds, its_maps, proposals / (1, seconds, seconds), truth)))
     return "\n".join(sections)
 

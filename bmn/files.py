@@ -103,16 +103,6 @@ def inside(folder: str, name: str, ending: str) -> str:
     return os.path.join(folder, name + ending)
 
 
-def check_distinct(source: str, target: str) -> None:
-    """Check that two paths are not the same file, because a conversion would overwrite its own input.
-
-    Raises:
-        UserError: they are the same file.
-    """
-    if os.path.realpath(source) == os.path.realpath(target):
-        raise UserError("%s is both the input and the output: give another name for the new file" % target)
-
-
 def read_json(path: str, what: str) -> Any:
     """The content of a JSON file. ``what`` names the file in error messages: "annotation file (--video_anno)".
 

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from bmn.errors import UserError
 
+GROUP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 FEW = 32        # items for which another process is not worth its start
 CHUNK = 8       # items that a helper gets at a time
 GRACE = 30      # seconds that a data worker goes on after SIGTERM
@@ -124,7 +125,9 @@ class Pool:
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
         helper = self._context.Process(target=self._serve, args=(theirs, [*self._unanswered, ours]), daemon=True)
-        with warnings.catch_warnings():         # of a fork beside threads: a helper needs no lock that they may hold
+        # A helper holds signals back for good, because they are the parent's to handle: when it ends, the pipe ends.
+        # The warning is of a fork beside threads: a helper needs no lock that they may hold.
+        with signals_held(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             helper.start()
         theirs.close()          # so that the death of the helper is the end of the pipe
@@ -153,8 +156,6 @@ class Pool:
         """The life of a helper."""
         for one in inherited:   # a pipe ends only when no process holds its other end
             one.close()
-        # Signals to the whole group are the parent's to handle. When it ends, the pipe ends, and then this helper.
-        ignore_signals()
         os.nice(self.niceness)
         with contextlib.suppress(OSError, EOFError):        # nobody waits for this any more
             while True:
@@ -171,22 +172,30 @@ class Pool:
                         pipe.send((True, error))
 
 
-def ignore_signals() -> None:
-    """Leave the signals that a whole group of processes gets to the parent, whose end is noticed in another way."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """A context in which to start processes: signals to a whole group of them are left to the parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def outlive_signals(_worker: int) -> None:
-    """The same for a data worker, as a worker_init_fn. But Python itself ends workers that are left over by SIGTERM.
+    """A worker_init_fn for data workers, which were started in that context.
 
-    So that signal ends one after GRACE seconds, in which the parent finishes its step and saves.
+    Python itself ends workers that are left over by SIGTERM. So that signal ends one after GRACE seconds, in which the
+    parent finishes its step and saves.
     """
-    ignore_signals()
+    for number in GROUP:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP)
 
 
 def _outcome(work, item):

@@ -47,7 +47,7 @@ from typing import Any, Dict
 import torch
 
 from bmn.errors import UserError
-from bmn.files import check_distinct
+from bmn.files import check_outputs
 from bmn.sampling import whole_mask
 from bmn.training import checkpoint, recorded
 from models import BMN
@@ -107,7 +107,7 @@ def _spelled(options):
 
 def main(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
-    check_distinct(given["source"], given["target"])
+    check_outputs({"the new file": given["target"]}, {"the checkpoint": given["source"]})
     state = checkpoint.read(given["source"], bool(given["ema"]))
     for line in checkpoint.remarks(state):
         print(line)

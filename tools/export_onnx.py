@@ -44,7 +44,7 @@ import numpy as np
 import torch
 
 from bmn.errors import UserError
-from bmn.files import check_distinct, replacing
+from bmn.files import check_outputs, replacing
 from bmn.layouts import LAYOUTS
 from bmn.network import onnx_network
 from bmn.sampling import proposals, sampling_weights
@@ -251,7 +251,7 @@ def compare(network: BMN, path: str, batches: Iterable[int]) -> Dict[int, float]
 
 
 def main(args: argparse.Namespace) -> None:
-    check_distinct(args.checkpoint, args.target)
+    check_outputs({"the ONNX file": args.target}, {"the checkpoint": args.checkpoint})
     onnx_network.import_or_say("onnxruntime", "tools/export_onnx.py")
     state = checkpoint.read(args.checkpoint, bool(args.ema))
     for line in checkpoint.remarks(state):

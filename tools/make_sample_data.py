@@ -54,6 +54,7 @@ import numpy as np
 from bmn.data.annotation_files import read_annotation_file, read_video_list
 from bmn.data.feature_files import write_csv
 from bmn.files import inside, replacing, write_json
+from bmn.values import counted
 
 CLASSES = ("Beekeeping", "Bouldering", "Fixing a bicycle", "Fencing", "Juggling clubs", "Making pasta", "Pole vault",
            "Sheep shearing", "Tightrope walking", "Whitewater kayaking")
@@ -166,8 +167,8 @@ def take_videos(folder: str, count: int, seed: int) -> Dict[str, Tuple[str, floa
     annotated = read_annotation_file(os.path.join(folder, "anet_anno_action.json")).videos
     listed = [(name, subset) for name, subset in listed if subset in [known for known, _ in SUBSETS]]
     if count > len(listed):
-        raise UserError("--videos %d is more than the %d videos of %s: give a smaller number"
-                        % (count, len(listed), folder))
+        raise UserError("--videos %d is more than the %s of %s: give a smaller number"
+                        % (count, counted(len(listed), "video"), folder))
     chosen = np.sort(np.random.RandomState(seed).permutation(len(listed))[:count])
     return {listed[i][0]: (listed[i][1], 25.0, annotated[listed[i][0]]) for i in chosen}
 
@@ -232,7 +233,7 @@ def main(args: argparse.Namespace) -> None:
         features = plant_features(name, entry, args.temporal_scale, args.feat_dim, args.seed, args.noise)
         write_csv(os.path.join(folder, name + ".csv"), features, digits=6)
     counts = [subset for subset, _, _ in videos.values()]
-    print("%d videos in %s: %s" % (len(videos), args.output, json.dumps(
+    print("%s in %s: %s" % (counted(len(videos), "video"), args.output, json.dumps(
         {subset: counts.count(subset) for subset, _ in SUBSETS})))
 
 

@@ -142,8 +142,8 @@ def read_lengths(files: List[AnnotationFile], names: List[str], feature_fps: Opt
     source = "--video_anno %s" % " ".join(file.path for file in files)
     absent = [name for name in names if video_id(name) not in found]
     if absent:
-        raise UserError("%s lacks %d of %d videos that have raw features (%s): annotate them, at least with "
-                        "duration_second, or give --method linear" % (source, len(absent), len(names), few(absent)))
+        raise UserError("%s lacks %d of %s that have raw features (%s): annotate them, at least with duration_second, "
+                        "or give --method linear" % (source, len(absent), counted(len(names), "video"), few(absent)))
     lengths = {}
     for name in names:
         file, entry = found[video_id(name)]
@@ -166,10 +166,11 @@ def check_coverage(name: str, snippets: int, length: Length, args: argparse.Name
     taken = snippets * args.snippet_frames
     low, high = args.coverage
     if not low <= taken / length.frames <= high:
-        raise UserError("raw features of %s: %d snippets of %d frames are %d frames, but the video has %.6g%s, so they "
+        raise UserError("raw features of %s: %s of %s are %s, but the video has %.6g%s, so they "
                         "would cover %.0f %% of it: give the right --snippet_frames or --feature_fps (the rate at "
                         "which their frames were taken), or, where they really cover that much, --coverage"
-                        % (name, snippets, args.snippet_frames, taken, length.frames,
+                        % (name, counted(snippets, "snippet"), counted(args.snippet_frames, "frame"),
+                           counted(taken, "frame"), length.frames,
                            " at --feature_fps %g" % args.feature_fps if args.feature_fps else "",
                            100 * taken / length.frames))
 
@@ -220,7 +221,7 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
         else:
             snippets[outcome[0]] = outcome[1]
     if flaws:
-        raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
+        raise UserError("%s (%d of %s could not be rescaled)" % (flaws[0], len(flaws), counted(len(names), "video")))
     print("%s rescaled to T = %d, C = %d in %s"
           % (counted(len(names), "video"), args.temporal_scale, filled_up(feat_dim), folder))
     if filled_up(feat_dim) != feat_dim:
@@ -229,7 +230,7 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
     known = set(map(video_id, snippets))
     without = [name for key, name in annotated.items() if key not in known]
     if without:
-        print("%d annotated videos have no raw features (%s)" % (len(without), few(without)))
+        print("%s without raw features: %s" % (counted(len(without), "annotated video"), few(without)))
     return snippets
 
 

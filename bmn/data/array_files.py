@@ -18,6 +18,7 @@ from bmn import unpickling
 from bmn.data.feature_files import few
 from bmn.errors import UserError
 from bmn.inputs import check_size, open_input, read_bytes
+from bmn.values import counted
 
 ARRAY_EXTENSIONS = (".npy", ".npz", ".pt", ".pkl")
 FEATURES = "feats"          # the name that wins where a file holds several arrays
@@ -74,7 +75,7 @@ def numbers(arrays: Any, where: str) -> np.ndarray:
         elif len(arrays) == 1:
             arrays = next(iter(arrays.values()))
         else:
-            raise UserError("%s holds %d arrays (%s): %s" % (where, len(arrays), few(sorted(arrays)), ONE))
+            raise UserError("%s holds %s (%s): %s" % (where, counted(len(arrays), "array"), few(sorted(arrays)), ONE))
     table = _without_short_axes(arrays)
     if table.ndim != 2 or table.dtype.kind not in "fiu":
         raise UserError("%s holds an array of shape %s and type %s, but a table of T x C numbers is needed"

@@ -6,7 +6,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from bmn.errors import UserError
-from bmn.parallel import outlive_signals
+from bmn.parallel import outlive_signals, signals_held
+from bmn.values import counted
 
 # In the text of an error of PyTorch: what its processes lack, and what to do
 LACKING = (
@@ -44,8 +45,8 @@ class TrainingBatches:
         self.batch_size = local_batch_size * world_size
         self.offset = rank * local_batch_size
         if count < self.batch_size:
-            raise UserError("--batch_size %d is larger than the %d training %ss: give %d or less"
-                            % (self.batch_size, count, noun, count))
+            raise UserError("--batch_size %d is larger than the %s: give %d or less"
+                            % (self.batch_size, counted(count, "training " + noun), count))
 
     def __len__(self) -> int:
         return self.count // self.batch_size - self.done
@@ -94,7 +95,8 @@ class _Loader(DataLoader):
 
     def __iter__(self) -> Iterator:
         try:
-            iterator = super().__iter__()       # here and not in _items, because it draws a random number
+            with signals_held():                # a launcher sends SIGTERM to the processes as well
+                iterator = super().__iter__()   # here and not in _items, because it draws a random number
         except (RuntimeError, OSError) as error:
             raise self._in_words(error, None) from None
         return self._items(iterator)
@@ -104,14 +106,17 @@ class _Loader(DataLoader):
             yield from iterator
         except (RuntimeError, OSError) as error:
             raise self._in_words(error, iterator) from None
+        finally:                                # at once, and not when the last reference to an error is gone
+            if self.num_workers:
+                iterator._shutdown_workers()
 
     def _in_words(self, error, iterator):
         lacking = next((what for pattern, what in LACKING if re.search(pattern, str(error), re.IGNORECASE)), None)
         if lacking is None or not self.num_workers:
             return error
         _end(iterator, error.__traceback__)
-        return UserError("the %d processes that load data have too few %s, or give --num_workers 0"
-                         % (self.num_workers, lacking))
+        return UserError("%s cannot load data with so few %s, or give --num_workers 0"
+                         % (counted(self.num_workers, "process"), lacking))
 
 
 def _end(iterator, trace):

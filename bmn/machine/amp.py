@@ -240,5 +240,5 @@ def _exact_float32(kind):
     """Switch off the shortened products (HF32, TF32) that convolutions use by default: O0 is there to compare."""
     if kind == "npu" and hasattr(torch.npu, "conv"):
         torch.npu.conv.allow_hf32 = torch.npu.matmul.allow_hf32 = False
-    elif kind == "cuda":
+    elif kind == "cuda" and TORCH >= (1, 7):        # before, there is no TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

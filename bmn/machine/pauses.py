@@ -23,8 +23,11 @@ class Pause(NamedTuple):
 class Pauses:
     """The pauses of a training. Inside its ``with`` block, SIGTERM and SIGUSR1 end the run at the next pause.
 
+    A run that ends so ignores them from then on: its processes still take leave of each other, while launchers send the
+    signal again to those that are left.
+
     Args:
-        runtime: device.Runtime.
+        runtime: runtime.Runtime.
         log_seconds: seconds between two reports.
         save_every: minutes between two saves; 0 means none.
     """
@@ -40,9 +43,9 @@ class Pauses:
             self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, error, trace):
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if kind is SystemExit else handler)
 
     def _note(self, number, frame):
         self._signal = signal.Signals(number).name

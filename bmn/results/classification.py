@@ -6,7 +6,7 @@ import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import read_json
-from bmn.values import by_id, label_text, video_id
+from bmn.values import by_id, counted, label_text, video_id
 
 # UntrimmedNet's file for THUMOS-14: the columns of the twenty classes among the 101 of UCF-101, counted from 1.
 THUMOS14_COLUMNS = {
@@ -44,8 +44,8 @@ def read_classification(path: str, wanted: Collection[str], labels: Collection[s
     rows = {spelled[key]: rows[name] for key, name in by_id(rows, "--classification_file %s" % path).items()
             if key in spelled}
     if not rows:
-        raise UserError("--classification_file %s has none of the %d videos of the result file (%s): give the classes "
-                        "of these videos" % (path, len(spelled), ", ".join(list(wanted)[:3])))
+        raise UserError("--classification_file %s has none of the %s of the result file (%s): give the classes of "
+                        "these videos" % (path, counted(len(spelled), "video"), ", ".join(list(wanted)[:3])))
     try:
         best = {name: _best(one, names) for name, one in _probabilities(path, rows, names, log).items()}
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -53,8 +53,8 @@ def read_classification(path: str, wanted: Collection[str], labels: Collection[s
     best = {name: pairs[:count] for name, pairs in best.items()}
     unknown = sorted({label for pairs in best.values() for label, _ in pairs if label not in labels})
     if unknown:
-        raise UserError("--classification_file %s has %d classes that the ground truth does not know (the first: %s): "
-                        "give files of the same data set" % (path, len(unknown), ", ".join(unknown[:3])))
+        raise UserError("--classification_file %s has %s that the ground truth does not know (the first: %s): give "
+                        "files of the same data set" % (path, counted(len(unknown), "class"), ", ".join(unknown[:3])))
     return best
 
 
@@ -120,6 +120,7 @@ def _probabilities(path, rows, names, log):
 def _best(row, names):
     """[(label, score)] of a video, best first, from either form."""
     if not len(row) or (names and len(names) != len(row)):
-        raise ValueError("a video has %d scores%s" % (len(row), " for %d classes" % len(names) if names else ""))
+        raise ValueError("a video has %s%s" % (counted(len(row), "score"),
+                                              " for %s" % counted(len(names), "class") if names else ""))
     pairs = zip(names, row) if names else [(label_text(one["label"]), one["score"]) for one in row]
     return sorted([(label, float(score)) for label, score in pairs if label is not None], key=lambda pair: -pair[1])

@@ -13,6 +13,7 @@ import numpy as np
 from bmn.errors import UserError
 from bmn.files import replacing
 from bmn.results.fonts import all_letters
+from bmn.values import counted
 
 START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
 SMALL = (6.4, 4.4)      # inches; a figure of this size is readable on a phone
@@ -121,7 +122,7 @@ def recall_by_tiou(recall: np.ndarray, tiou_thresholds: np.ndarray, numbers: Seq
     axes = figure.add_subplot(1, 1, 1)
     for number, colour in zip(reversed(numbers), ("#440154", "#31688e", "#35b779", "#b5a41c", "#d55e00")):
         axes.plot(tiou_thresholds, recall[:, number - 1], "o-", color=colour, markersize=4, linewidth=2,
-                  label="%d proposal%s" % (number, "s" * (number > 1)))
+                  label=counted(number, "proposal"))
     axes.legend(fontsize=9)
     axes.set_xlabel("tIoU", fontsize=11)
     axes.set_ylabel("Recall", fontsize=11)

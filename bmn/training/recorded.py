@@ -109,8 +109,8 @@ def _recorded(state):
     if not isinstance(options, dict) or not isinstance(options.get("temporal_scale"), int):
         return {}
     options = dict({"layout": "reference", "max_duration": 0, "window": 0, "window_subsample": 1}, **options)
-    if options["layout"] not in LAYOUTS or not all(isinstance(options[name], (int, float)) for name in RECORDED_OPTIONS
-                                                   if name in options and name != "layout"):
+    numbers = [options[name] for name in RECORDED_OPTIONS if name in options and name != "layout"]
+    if options["layout"] not in list(LAYOUTS) or not all(isinstance(one, (int, float)) for one in numbers):
         raise UserError("checkpoint %s is damaged (its options are of another form): fetch it again or use another one"
                         % state["path"])
     if options["max_duration"] == options["temporal_scale"]:

@@ -7,6 +7,7 @@ import torch
 from bmn.errors import UserError
 from bmn.options import INPUT_OPTIONS, NETWORK_OPTIONS
 from bmn.training import recorded
+from bmn.values import counted
 
 PARTS = {"optimizer": dict, "scheduler": dict, "precision": dict, "best_loss": float, "options": dict, "metrics": list,
          "random_states": list}
@@ -115,7 +116,7 @@ def _check_optimizer(state, optimizer):
     moments, names = found["state"], group.get("params")       # the names are numbers: 0, 1, 2 since PyTorch 1.6
     _insist(isinstance(names, list) and all(map(_is_count, names)) and len(set(names)) == len(parameters) == len(names)
             and set(moments) in (set(), set(names)), state,
-            "its optimizer has moments of %d weights, and there are %d" % (len(moments), len(parameters)))
+            "its optimizer has moments of %s, and there are %d" % (counted(len(moments), "weight"), len(parameters)))
     for number, (name, parameter) in enumerate(zip(names, parameters)):
         if moments:
             _check_moments(state, number, moments[name], parameter)
@@ -142,7 +143,7 @@ def _check_scheduler(state, options):
     rate = state["optimizer"]["param_groups"][0].get("lr")
     expected = options["training_lr"] * options["step_gamma"] ** (epochs // options["step_size"])
     _insist(_is_finite(rate) and math.isclose(rate, expected, rel_tol=1e-9), state,
-            "its learning rate is %.60r, and after %d epochs it is %r" % (rate, epochs, expected))
+            "its learning rate is %.60r, and after %s it is %r" % (rate, counted(epochs, "epoch"), expected))
 
 
 def _check_precision(state):

@@ -1,5 +1,7 @@
 """Real processes on a small data set in the real layout."""
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -52,6 +54,18 @@ class Workshop:
 
     def text(self, path):
         return (self.folder / path).read_text()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(monkeypatch, tmp_path):
+    """After a test, also one that fails, no process is left that it has started, or that one of those has started."""
+    mark = "BMN_TEST=%s" % tmp_path
+    monkeypatch.setenv(*mark.split("=", 1))
+    yield
+    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        with contextlib.suppress(OSError), open("/proc/%s/environ" % pid, "rb") as environ:
+            if os.fsencode(mark) in environ.read().split(b"\0"):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,15 @@ opt = json.loads(sys.argv[2])
 run_as_program(lambda: print("AT", open_features(opt, ["v_%%03d" %% number for number in range(%d)]).path))
 """ % COUNT
 SLOWLY = """
-import time
+import os, time
 from bmn.data import features
 read = features.FolderFeatures.read
-features.FolderFeatures.read = lambda *args: time.sleep(%g) or read(*args)
+def read_slowly(*args):
+    while not os.path.exists(%r):
+        time.sleep(0.05)
+    time.sleep(float(open(%r).read() or 0))
+    return read(*args)
+features.FolderFeatures.read = read_slowly
 """
 
 
@@ -41,15 +46,15 @@ def opt(tmp_path):
     return dict(opt, temporal_scale=T)
 
 
-def start(root, opt, slowly=0.0, **how):
-    """A process that opens the features; each file takes it ``slowly`` seconds more."""
-    script = OPEN.replace("opt =", SLOWLY % slowly + "\nopt =", 1)
+def start(root, opt, gate=os.devnull, **how):
+    """A process that opens the features; it reads no file before ``gate`` exists, which may say how long each takes."""
+    script = OPEN.replace("opt =", SLOWLY % (gate, gate) + "\nopt =", 1)
     return subprocess.Popen([sys.executable, "-c", script, root, json.dumps(opt)], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, **how)
 
 
 def finished(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out
 
@@ -68,7 +73,7 @@ def assert_packed_right(opt, path=None):
         np.testing.assert_array_equal(packed.read(name), small_data.table(name, T, C).T.astype(np.float32))
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=300):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end
@@ -89,14 +94,14 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
-def test_packing_starts_again_after_a_kill(root, opt):
-    process = start(root, opt, slowly=0.2)      # 24 seconds for each of two helpers
+def test_packing_starts_again_after_a_kill(root, opt, tmp_path):
+    (tmp_path / "gate").write_text("5")         # ten minutes for each of two helpers
+    process = start(root, opt, str(tmp_path / "gate"))
     until(lambda: temporaries(opt) and len(children(process.pid)) > 1)
-    time.sleep(0.3)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()          # communicate() would wait for the helpers, which have its pipes
-    until(lambda: not any(map(alive, workers)), 5)          # its helpers end with it
+    until(lambda: not any(map(alive, workers)))             # its helpers end with it
     process.communicate()
     assert not os.path.exists(packed_path(opt)) and temporaries(opt)
     finished(start(root, opt))
@@ -104,12 +109,13 @@ def test_packing_starts_again_after_a_kill(root, opt):
     assert not temporaries(opt)
 
 
-def test_of_two_at_once_one_packs_and_the_other_waits(root, opt):
-    first = start(root, opt, slowly=0.01)
+def test_of_two_at_once_one_packs_and_the_other_waits(root, opt, tmp_path):
+    first = start(root, opt, str(tmp_path / "gate"))
     until(lambda: temporaries(opt))
     second = start(root, opt)
+    assert "waiting for it" in second.stdout.readline()
+    (tmp_path / "gate").touch()
     outputs = [finished(process) for process in (first, second)]
-    assert "waiting for it" in outputs[1]
     assert [output.count("packing the features") for output in outputs] == [1, 0]
     assert_packed_right(opt)
 
@@ -119,7 +125,7 @@ def test_a_full_disk_is_reported(root, opt):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     process = start(root, opt, preexec_fn=limited)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "trying" in out and "Traceback" not in err
     assert err.startswith("error: ") and "File too large" in err and "--feature_cache" in err and err.count("\n") == 1

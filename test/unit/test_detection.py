@@ -191,11 +191,11 @@ def test_a_label_of_another_subset_is_known_and_does_not_count(job):
 
 @pytest.mark.parametrize("content, words", [
     ({"results": {"z": [{"label": "Polo", "score": 1}]}}, r"has none of the 3 videos.*\(a, b, c\)"),
-    ({"results": {name: [{"label": "Chess", "score": 1}] for name in "abc"}}, r"1 classes.*does not know.*Chess"),
+    ({"results": {name: [{"label": "Chess", "score": 1}] for name in "abc"}}, r"1 class that.*does not know.*Chess"),
     ({"results": {name: [{"name": "Polo"}] for name in "abc"}}, r"does not hold classes"),
     ({"results": {name: [] for name in "abc"}}, r"does not hold classes"),
     ({"results": {name: [{"label": "Polo", "score": float("nan")}] for name in "abc"}}, r"not a finite number"),
-    ({"class": ["Polo", "Ballet"], "results": {name: [1] for name in "abc"}}, r"1 scores for 2 classes"),
+    ({"class": ["Polo", "Ballet"], "results": {name: [1] for name in "abc"}}, r"1 score for 2 classes"),
     ({"results": {name: [{"label": ["Polo"], "score": 1}] for name in "abc"}}, r"neither text nor a whole number"),
     ({"class": [["Polo"]], "results": {name: [1] for name in "abc"}}, r"neither text nor a whole number"),
     ({"results": {name: [{"label": "Polo", "score": 10 ** 400}] for name in "abc"}}, r"does not hold classes"),

@@ -1,4 +1,6 @@
 """The loops: what they compute, what they count, and that they stop where the loss is not finite."""
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +141,48 @@ def test_an_epoch_that_was_stopped_goes_on_to_the_last_digit(runtime, rng, stop_
     assert result["losses"] == expected["losses"] and result["iterations"] == 8
     assert all(torch.equal(a, b) for a, b in zip(whole.network.parameters(), stopped.network.parameters()))
     assert result["fps"] > 0
+
+
+class LateDevice:
+    """A device that works while the host goes on: a step takes it a second, which shows where the host waits for it."""
+
+    def __init__(self, monkeypatch, runtime):
+        self.now, self.pending = 0.0, 0
+        monkeypatch.setattr(engine.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(runtime, "synchronize", self.wait, raising=False)
+        monkeypatch.setattr(runtime, "all_reduce_sum", lambda tensor: (self.wait(), tensor)[1])     # it is read then
+
+    def step(self):             # as a profiler, which is told of every step
+        self.pending += 1
+
+    def wait(self):
+        self.now, self.pending = self.now + self.pending, 0
+
+
+@pytest.mark.parametrize("parts", [[9], [16], *([n, 16 - n] for n in range(1, 16)), [2, 3, 11], [5, 6, 5], [7, 1, 8],
+                                   [1, 1, 14], [6, 6, 4], [7, 5, 4]], ids=str)
+def test_an_epoch_in_parts_times_what_each_part_times(runtime, monkeypatch, parts):
+    """Each part leaves out a warm-up of its own, if it has more steps, or if it was stopped within that."""
+    device = LateDevice(monkeypatch, runtime)
+    training, begun, done = begin(), None, 0
+
+    class Stop(Exception):
+        pass
+
+    def keep(pause, one):
+        nonlocal begun
+        begun = one
+        raise Stop
+
+    for part in parts:
+        left, done = [[0, 1]] * (sum(parts) - done), done + part
+        when = At({done: pauses.Pause(False, True, "")})
+        with pytest.raises(Stop) if done < sum(parts) else contextlib.nullcontext():
+            result = train(runtime, Videos(2), left, training, when, keep, begun, device)
+    *stopped, last = parts
+    timed = sum(max(0, part - engine.WARM_UP) for part in stopped) + (last - engine.WARM_UP if last > engine.WARM_UP
+                                                                      else last)
+    assert result["time"] == timed and result["fps"] == 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_parts(runtime):

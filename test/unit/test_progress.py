@@ -34,6 +34,28 @@ def test_more_than_there_is_counts_as_all(clock):
     assert one.done == 5 and lines == []
 
 
+def test_a_terminal_shows_a_bar_and_no_lines(clock, monkeypatch):
+    shown = []
+
+    class Bar:
+        disable, n = False, 0
+
+        def update(self, number):
+            self.n += number
+            shown.append(self.n)
+
+        def close(self):
+            shown.append("closed")
+
+    lines = []
+    monkeypatch.setattr(module, "tqdm", lambda **_: Bar())
+    with Progress("inference", 5, "video", 1, lines.append) as one:
+        for number in (2, 2, 2):
+            clock[0] += 2
+            one.add(number)
+    assert shown == [2, 4, 5, "closed"] and lines == []
+
+
 def test_what_is_counted_is_passed_on_also_where_nothing_is_said(clock, capsys):
     assert list(progress(iter("abc"), "checking", 3, "video", log=None)) == ["a", "b", "c"]
     captured = capsys.readouterr()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bmn.data.annotations import Annotations, Video, read_videos, remarks, same_subset, scaled_lengths
-from bmn.data.ground_truth import ground_truth_of
+from bmn.data.ground_truth import ground_truth_of, read_ground_truth
 from bmn.errors import UserError
 from bmn.options import with_defaults
 from dataset import Labels
@@ -235,6 +235,13 @@ def test_blocked_videos_are_left_out_everywhere(somewhere, rng, text):
     assert truth.videos == len(wanted) and not {"video_03", "video_06"} & set(truth.actions)
     given = ground_truth_of(dict(opt, ground_truth="database.json"))
     assert given.actions == truth.actions
+
+
+def test_a_ground_truth_with_a_video_under_both_spellings_is_refused(tmp_path):
+    entry = {"subset": "validation", "duration": 9.0, "annotations": [{"segment": [1.0, 2.0], "label": "x"}]}
+    (tmp_path / "truth.json").write_text(json.dumps({"database": {"v_a": entry, "a": entry}}))
+    with pytest.raises(UserError, match=r"--ground_truth .*truth\.json has v_a and a, and both are video a"):
+        read_ground_truth(str(tmp_path / "truth.json"), "validation")
 
 
 # ---- odd actions, and what is no annotation file

@@ -8,6 +8,7 @@ import pytest
 import small_data
 
 from bmn.data import feature_cache, features, packed_features
+from bmn.data.feature_files import fitted
 from bmn.data.features import open_features
 from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
@@ -257,6 +258,20 @@ def test_leftovers_of_another_machine_stay(opt, monkeypatch):
         change(opt, "v_a" if stays else "v_b")
         opened(opt)
         assert os.path.exists(leftover) == stays
+
+
+def test_who_packs_is_written_down_while_it_packs(tmp_path):
+    """Not only afterwards: another machine, where the lock does not hold, looks meanwhile."""
+    with feature_cache._alone(str(tmp_path / "x.safetensors"), print):
+        assert (tmp_path / ".x.safetensors.lock").read_text() == feature_cache.platform.node()
+
+
+def test_the_table_of_a_packed_video_has_time_in_its_rows(tmp_path):
+    """As many positions as features, where nothing but the table itself can tell which is which."""
+    packed = open_features(small_data.make(tmp_path, temporal_scale=6), NAMES, log=lambda line: None)
+    numbers = small_data.table("v_a", 6).astype(np.float32)
+    np.testing.assert_array_equal(packed.table("v_a")[0], numbers)
+    np.testing.assert_array_equal(fitted(*packed.table("v_a"), 6, 6, "v_a"), numbers.T)
 
 
 def test_features_are_packed_without_locks_too(opt, monkeypatch):

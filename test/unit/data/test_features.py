@@ -289,6 +289,7 @@ WRITERS = {
     "pickle of protocol 0": ("pkl", lambda path: pickled(path, FLOATS, 0)),
     "pickle of the newest protocol": ("pkl", lambda path: pickled(path, FLOATS, pickle.HIGHEST_PROTOCOL)),
     "pickle column by column": ("pkl", lambda path: pickled(path, np.asfortranarray(FLOATS), 4)),
+    "pickle, big-endian": ("pkl", lambda path: pickled(path, FLOATS.astype(">f8"))),
     "pickle of a dict": ("pkl", lambda path: pickled(path, {"feats": FLOATS.T, "name": "a", "fps": 25.0})),
 }
 
@@ -339,6 +340,40 @@ def test_a_damaged_numpy_header_is_refused(tmp_path, header):
     with pytest.raises(UserError) as error:
         source_of(tmp_path).read("v_a")
     says(error, "v_a.npy")
+
+
+def test_features_of_a_single_position_stay_a_table(tmp_path):
+    for shape in ((1, 6), (6, 1), (1, 6, 1), (1, 1, 6)):
+        np.save(str(tmp_path / "v_a.npy"), np.ones(shape))
+        table, _ = source_of(tmp_path).table("v_a")
+        assert table.ndim == 2 and sorted(table.shape) == [1, 6]
+
+
+def test_bytes_beside_an_array_in_a_pickle_are_those_that_are_there(tmp_path):
+    """As protocol 5 stores them: their number is only announced, so memory is not taken for what is missing."""
+    def text(announced):
+        return b"\x80\x05\x96" + announced.to_bytes(8, "little") + bytes(3)
+
+    (tmp_path / "v_a.pkl").write_bytes(b"\x80\x05}(\x8c\x04more" + text(3)[2:] + b"\x8c\x05feats"
+                                       + pickle.dumps(FLOATS, 2)[2:-1] + b"u.")
+    np.testing.assert_array_equal(source_of(tmp_path).read("v_a"), FLOATS.T)
+    for announced in (2, 4, 2 ** 60):
+        (tmp_path / "v_a.pkl").write_bytes(text(announced) + b".")
+        with pytest.raises(UserError) as error:
+            source_of(tmp_path).read("v_a")
+        says(error, "v_a.pkl")
+
+
+@pytest.mark.parametrize("kept", [150, 300, -1])
+@pytest.mark.parametrize("number", ["<f2", "<f4", ">f8", "u1"])
+def test_a_numpy_file_that_is_cut_off_is_called_so(tmp_path, number, kept):
+    np.save(str(tmp_path / "v_a.npy"), np.ones((30, 12), number))
+    content = (tmp_path / "v_a.npy").read_bytes()
+    (tmp_path / "v_a.npy").write_bytes(content[:kept])
+    with pytest.raises(UserError) as error:
+        source_of(tmp_path).read("v_a")
+    says(error, "v_a.npy is cut off", "360 numbers of %s bytes" % number[-1], "%d bytes are there"
+         % (len(content[:kept]) - 128))
 
 
 def test_names_are_found_with_and_without_the_prefix_and_in_folders_of_subsets(tmp_path):

@@ -1,7 +1,11 @@
 """Batches over ranks: any number of ranks sees the same global batches, and validation sees every video once."""
+import os
+import signal
+
 import pytest
 import torch
 
+from bmn import parallel
 from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks, video_blocks
 from bmn.errors import UserError
 
@@ -87,13 +91,22 @@ class Failing:
         raise self.error
 
 
+@pytest.mark.parametrize("number", parallel.GROUP)
+def test_a_signal_to_the_whole_group_ends_no_process_that_is_just_starting(monkeypatch, number):
+    """PyTorch's own handler, which each of its processes sets first, would end it."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: os.kill(os.getpid(), number))       # what it does next
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert [batch.tolist() for batch in load_batches(list(range(4)), [[3, 1], [0]], 1)] == [[3, 1], [0]]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
 @pytest.mark.parametrize("error,words", [
     (RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)"),
      "/dev/shm"),
     (OSError(28, "No space left on device"), "/dev/shm"), (OSError(24, "Too many open files"), "ulimit -n"),
     (RuntimeError("received 0 items of ancdata"), "ulimit -n")])
 def test_what_the_processes_lack_is_said(error, words):
-    with pytest.raises(UserError, match=r"the 2 processes .* have too few .*--num_workers 0") as caught:
+    with pytest.raises(UserError, match=r"2 processes cannot load data with so few .*--num_workers 0") as caught:
         list(load_batches(Failing(error), [[0], [1]], 2))
     assert words in str(caught.value) and "\n" not in str(caught.value)
 

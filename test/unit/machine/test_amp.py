@@ -72,9 +72,23 @@ def test_bfloat16_is_looked_up_in_cpuinfo(tmp_path, flags, has):
     assert amp.bfloat16_problem(str(tmp_path / "none")) == "the processor does not say whether it has it"
 
 
-def test_old_pytorch_has_no_bfloat16(monkeypatch):
-    monkeypatch.setattr(amp, "TORCH", (1, 8))
-    assert amp.bfloat16_problem() == "PyTorch %s has no full autocast for CPUs" % torch.__version__
+def test_o0_on_a_card_shortens_no_product(monkeypatch):
+    npu = types.SimpleNamespace(conv=types.SimpleNamespace(allow_hf32=True),
+                                matmul=types.SimpleNamespace(allow_hf32=True))
+    monkeypatch.setattr(torch, "npu", npu, raising=False)
+    amp.choose("npu", "O0", 128)
+    assert npu.conv.allow_hf32 is npu.matmul.allow_hf32 is False
+    amp.choose("cuda", "O0", 128)
+    if TORCH >= (1, 7):         # there is no such arithmetic before
+        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is False
+
+
+@pytest.mark.parametrize("version, has", [((1, 8), False), ((2, 0), False), ((2, 1), True), ((2, 13), True)])
+def test_bfloat16_needs_pytorch_2_1(monkeypatch, tmp_path, version, has):
+    (tmp_path / "cpuinfo").write_text("flags : amx_bf16\n")
+    monkeypatch.setattr(amp, "TORCH", version)
+    problem = amp.bfloat16_problem(str(tmp_path / "cpuinfo"))
+    assert problem == (None if has else "PyTorch %s has no full autocast for CPUs" % torch.__version__)
 
 
 def test_o2_is_not_for_cpus():
@@ -107,6 +121,15 @@ def test_apex_is_called_as_designed(apex):
     assert torch.allclose(train(precision), plain(), rtol=1e-6)
     assert apex.calls == [("initialize", "O1", 128.0, True)] + 2 * [("scale_loss", 128.0), ("gradients", False)]
     assert precision.skipped == 0
+
+
+@pytest.mark.parametrize("version, wanted", [((1, 5), "apex O1"), ((1, 13), "apex O1"), ((2, 0), "float16 autocast"),
+                                             ((2, 1), "float16 autocast")])
+def test_an_npu_uses_apex_before_pytorch_2(apex, monkeypatch, version, wanted):
+    """... where its PyTorch comes with Ascend's own, although torch_npu has an autocast too."""
+    monkeypatch.setattr(amp, "TORCH", version)
+    monkeypatch.setattr(amp, "_native", lambda kind: (None, types.SimpleNamespace))
+    assert amp.choose("npu", "O1", 128).description == wanted + ", loss scale 128"
 
 
 def test_apex_leaves_out_a_step_that_overflows(apex):

@@ -165,6 +165,12 @@ def test_peak_memory_is_in_mebibytes(runtime):
     assert before > 20 and runtime.peak_memory_mb() < 100000
 
 
+def test_peak_memory_of_a_card_is_in_mebibytes(monkeypatch):
+    card = types.SimpleNamespace(max_memory_allocated=lambda one: 3 * 2 ** 20, reset_peak_memory_stats=[].append)
+    monkeypatch.setattr(torch, "npu", card, raising=False)
+    assert device.Runtime("npu", torch.device("cpu"), member()).peak_memory_mb() == 3.0
+
+
 def test_random_state_is_restored(runtime, tmp_path):
     device.seed_everything(3)
     state = runtime.random_state()

@@ -144,6 +144,15 @@ def test_device_and_type_choose_the_contraction(monkeypatch):
     assert boundary_matching._has_bags("cpu", torch.int16) is False
 
 
+@pytest.mark.parametrize("tscale,dense", [(100, True), (200, True), (400, False)])
+def test_large_maps_take_bags_in_16_bit_too(tscale, dense):
+    """2 ** 24 weights at the defaults are a small product for tensor cores; the 2 ** 30 of T = 400 fill the memory."""
+    matching = BoundaryMatching(2, 1, 2, 0.5)
+    matching.rows, matching.proposals = 32 * tscale, tscale * (tscale + 1) // 2
+    table = SimpleNamespace(device=SimpleNamespace(type="cuda"), dtype=torch.float16)
+    assert matching.uses_bags(table) != dense
+
+
 @pytest.mark.filterwarnings("ignore")         # newer PyTorch warns of traces, which remain
 def test_a_trace_takes_the_dense_product():
     options = (4, 2, 2, 0.5)

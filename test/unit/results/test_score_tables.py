@@ -118,13 +118,13 @@ with score_tables.CsvExport(sys.argv[2], 2) as export:
     for name in "ab":
         export.add([name], np.ones((1, 2, 5, 5), np.float32), *np.ones((2, 1, 5), np.float32))
     print(*[helper.pid for helper in export.pool.helpers], flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
     with subprocess.Popen([sys.executable, "-c", program, root, str(tmp_path)], stdout=subprocess.PIPE) as parent:
         helpers = parent.stdout.readline().split()
         parent.kill()
     assert helpers
-    deadline = time.time() + 20
+    deadline = time.time() + 300
     while any(is_running(int(pid)) for pid in helpers) and time.time() < deadline:
         time.sleep(0.1)
     assert not any(is_running(int(pid)) for pid in helpers)

@@ -10,6 +10,7 @@ from oracles import by_duration, network_by_definition, sampling_weights_by_defi
 from test_checkpoint import SMALL, load_network, refusal, same
 from torch.nn import functional as F
 
+from bmn.options import NETWORK_OPTIONS
 from bmn.sampling import whole_mask
 from bmn.training import checkpoint, recorded
 from bmn.training.others import OPENTAD
@@ -124,6 +125,17 @@ def test_a_network_by_duration_is_not_served_as_one_of_today(tmp_path, tensors, 
         assert "--layout %s is given, but" % given in refusal(recorded.network_options, state, {"layout": given})
     del state["origin"]
     assert recorded.network_options(state, {})["layout"] == "reference2019"
+
+
+@pytest.mark.parametrize("value", ["8", None, [8]])
+@pytest.mark.parametrize("name", NETWORK_OPTIONS)
+def test_recorded_options_of_another_form_are_refused(tmp_path, tensors, name, value):
+    state = read(tmp_path, {"epoch": 1, "state_dict": tensors, "options": dict(SMALL)})
+    state["options"] = dict(SMALL, **{name: value})
+    if name == "temporal_scale":        # a record of another program, which says nothing of ours
+        recorded.check_options(state, SMALL)
+    else:
+        assert "is damaged (its options are of another form)" in refusal(recorded.check_options, state, SMALL)
 
 
 @pytest.mark.parametrize(("name", "there"), [("num_sample_perbin", 2), ("prop_boundary_ratio", 0.25)])
