@@ -27,6 +27,7 @@ from bmn.data.annotations import Annotations, remarks
 from bmn.data.features import open_features
 from bmn.data.ground_truth import ground_truth_of
 from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
+from bmn.extracted import carry_description, find_description
 from bmn.files import check_outputs, inside, write_json
 from bmn.inputs import check_input
 from bmn.machine import amp
@@ -74,6 +75,11 @@ def main(arguments):
             best = os.path.join(opt["checkpoint_path"], BEST)
             infer(dict(opt, mode="inference", pth_path=best), runtime, precision, annotations, ground_truth,
                   training.best_record)
+
+
+def description_of(opt):
+    """The features.json of this run's features, which tools/predict.py looks for beside the checkpoint; or None."""
+    return find_description(os.path.join(opt["data_path"], "csv_mean_%d" % opt["temporal_scale"]), opt["data_path"])
 
 
 def owned(opt, runtime):
@@ -143,6 +149,7 @@ def train(opt, runtime, precision, annotations, owner):
     validation_loader = load(validation_videos, list(blocks.values()), opt, runtime)
     if runtime.is_main:
         write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
+        carry_description(description_of(opt), opt["checkpoint_path"])
 
     model = runtime.wrap(training.network)
     first = training.epochs_done

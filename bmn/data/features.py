@@ -12,6 +12,7 @@ from bmn.data.feature_files import few, fitted, index_column, read_csv
 from bmn.data.hdf5_features import Hdf5Features, stamp_of
 from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
+from bmn.extracted import is_list
 from bmn.inputs import check_input
 
 EXTENSIONS = (".csv", *ARRAY_EXTENSIONS)        # the best first, where a video has several files
@@ -206,8 +207,9 @@ class FolderFeatures:
         """(names of the feature files, names of folders of subsets) in ``folder`` of the path."""
         with os.scandir(os.path.join(self.path, folder)) as found:
             entries = [entry for entry in found if not entry.name.startswith(".")]          # macOS makes ._v_a.csv
+        there = {entry.name for entry in entries}
         files = [os.path.join(folder, entry.name) for entry in entries if entry.name.endswith(EXTENSIONS)
-                 and not entry.is_dir()]
+                 and not entry.is_dir() and not is_list(entry.name, there)]
         return files, sorted(entry.name for entry in entries if entry.is_dir() and entry.name.lower() in SUBSETS)
 
     def __contains__(self, name: str) -> bool:
