@@ -6,7 +6,7 @@ sampling, so that features of other videos can be made in the same way.
 """
 import csv
 import os
-from typing import Dict, Iterable, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 from bmn.errors import UserError
 from bmn.files import read_json, replacing, write_json
@@ -14,6 +14,8 @@ from bmn.inputs import open_text
 from bmn.values import number
 
 VIDEOS, DESCRIPTION = "videos.csv", "features.json"
+VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".ogv", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts",
+                 ".wmv", ".flv", ".3gp")        # of video files, those first that browsers play
 COLUMNS = ("video", "seconds", "frames", "fps", "snippets", "stride")
 
 
@@ -24,11 +26,6 @@ class Length(NamedTuple):
     fps: float
     snippets: int
     stride: float
-
-    @property
-    def covered(self) -> float:
-        """Seconds from the beginning that the rows cover."""
-        return self.snippets * self.stride / self.fps
 
 
 def is_list(file: str, there: Iterable[str]) -> bool:
@@ -64,6 +61,20 @@ def read_lengths(folder: str) -> Dict[str, Length]:
         raise UserError("%s is not what tools/extract_features.py writes (%s): remove it, and extract again"
                         % (path, error)) from None
     return lengths
+
+
+def lengths_of(folder: str, names: List[str]) -> Dict[str, Length]:
+    """{video: Length} of the videos ``names``, all of which have features in ``folder``; {} as in read_lengths.
+
+    Raises:
+        UserError: the list lacks one of them.
+    """
+    known = read_lengths(folder)
+    absent = [name for name in names if name not in known]
+    if known and absent:
+        raise UserError("%s lacks %d of %d videos that have features beside it (%s): finish the extraction, or remove "
+                        "their files" % (os.path.join(folder, VIDEOS), len(absent), len(names), absent[0]))
+    return {name: known[name] for name in names} if known else {}
 
 
 def write_lengths(folder: str, lengths: Dict[str, Length]) -> None:

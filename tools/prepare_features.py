@@ -8,8 +8,10 @@ A raw file has a row for each snippet of --snippet_frames frames, in order. Ther
     linear    T positions at equal distances from the first snippet to the last. This needs no annotations.
 C becomes a multiple of 4, because the network needs that: columns of zeros are added where it is none. Without the
 number of frames of a video, and without --feature_fps, its features cover all of it. With --write_anno FILE, the
-annotations are written to FILE with the feature_frame of these features. Features that tools/extract_features.py made
-need no --video_anno: it left their lengths in videos.csv.
+annotations are written to FILE with the feature_frame of these features.
+
+Features that tools/extract_features.py made need no annotations: videos.csv beside them has their times. Their T
+positions cover the whole video.
 """
 import argparse
 import os
@@ -39,6 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.video_anno and (args.write_anno or (args.method == "snippet" and not made_in(args.input))):
         raise UserError("--method snippet and --write_anno need --video_anno: give the durations of the videos")
+    if args.feature_fps and made_in(args.input):
+        raise UserError("--feature_fps %g, but %s in %s has the rate of each video: leave it out"
+                        % (args.feature_fps, VIDEOS, args.input))
     if args.temporal_scale < 2 or args.snippet_frames < 1:
         raise UserError("--temporal_scale %d and --snippet_frames %d are too small: give at least 2 and at least 1"
                         % (args.temporal_scale, args.snippet_frames))
@@ -53,13 +58,11 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import numpy as np
 from scipy.interpolate import interp1d
 
-from bmn import parallel
+from bmn import extracted, parallel
 from bmn.data.annotation_files import ROWS, AnnotationFile, frame_count, read_annotation_files
 from bmn.data.annotations import read_entry
 from bmn.data.feature_files import few, filled_columns, filled_up, write_csv
 from bmn.data.features import EXTENSIONS, HDF5_EXTENSIONS, FolderFeatures, Hdf5Features, say_how_files_are_read
-from bmn.extracted import carry_description, find_description
-from bmn.extracted import read_lengths as read_extracted_lengths
 from bmn.files import check_writable, inside, write_json
 from bmn.progress import progress
 from bmn.values import counted, number, video_id
@@ -97,6 +100,28 @@ def rescale_snippets(raw: np.ndarray, duration_frame: float, duration_second: fl
     rescaled = np.zeros((temporal_scale, raw.shape[1]))
     rescaled[reached] = interp1d(centre, raw, axis=0)(samples).mean(axis=1)
     return rescaled
+
+
+def rescale_extracted(raw: np.ndarray, length: extracted.Length, temporal_scale: int) -> np.ndarray:
+    """T rows that cover the whole video, by the same rule, from features that tools/extract_features.py made.
+
+    Before the centre of the first snippet and after that of the last one, their rows stand.
+
+    Args:
+        raw: [snippets, C].
+        length: of the video, as videos.csv has it.
+        temporal_scale: T.
+
+    Returns:
+        float64 [T, C].
+    """
+    raw = np.asarray(raw, np.float64)
+    if len(raw) == 1:
+        return np.repeat(raw, temporal_scale, axis=0)
+    centre = (np.arange(len(raw)) + 0.5) * (length.stride / length.fps)
+    bins = np.arange(temporal_scale)[:, None] + np.linspace(0, 1, SAMPLES)              # [T, 3]
+    samples = np.clip(bins * (length.seconds / temporal_scale), centre[0], centre[-1])
+    return interp1d(centre, raw, axis=0)(samples).mean(axis=1)
 
 
 def rescale_linearly(raw: np.ndarray, temporal_scale: int) -> np.ndarray:
@@ -159,13 +184,9 @@ def read_raw(source: Any, name: str, feat_dim: int, origin: str) -> np.ndarray:
 
 
 class Length(NamedTuple):
-    """How long a video is: seconds, frames at the rate of its snippets, frames from one snippet to the next.
-
-    What nobody says is None.
-    """
+    """How long a video is: seconds, and frames at the rate of its snippets, None where nobody says."""
     seconds: float
     frames: Optional[float]
-    stride: Optional[float] = None
 
 
 def read_lengths(files: List[AnnotationFile], names: List[str], feature_fps: Optional[float]) -> Dict[str, Length]:
@@ -193,25 +214,6 @@ def read_lengths(files: List[AnnotationFile], names: List[str], feature_fps: Opt
     return lengths
 
 
-def extracted_lengths(folder: str, names: List[str], feature_fps: Optional[float]) -> Dict[str, Length]:
-    """{name: Length} of the videos ``names`` whose features tools/extract_features.py made in ``folder``.
-
-    Raises:
-        UserError: some of them were not made there, or --feature_fps contradicts what is known.
-    """
-    known = read_extracted_lengths(folder)
-    if not known:
-        return {}
-    absent = [name for name in names if name not in known]
-    if absent:
-        raise UserError("--input %s: %s lacks %d of %d videos that have features (%s): finish the extraction, or "
-                        "remove their files" % (folder, VIDEOS, len(absent), len(names), few(absent)))
-    if feature_fps:
-        raise UserError("--feature_fps %g, but %s in %s knows the rate of each video: leave it out"
-                        % (feature_fps, VIDEOS, folder))
-    return {name: Length(known[name].seconds, known[name].frames, known[name].stride) for name in names}
-
-
 def check_coverage(name: str, snippets: int, length: Length, args: argparse.Namespace) -> None:
     """Compare the frames of the snippets with those of the video.
 
@@ -220,14 +222,13 @@ def check_coverage(name: str, snippets: int, length: Length, args: argparse.Name
     """
     if length.frames is None:
         return
-    step = length.stride or args.snippet_frames
-    taken = snippets * step
+    taken = snippets * args.snippet_frames
     low, high = args.coverage
     if not low <= taken / length.frames <= high:
-        raise UserError("raw features of %s: %d snippets of %g frames are %g frames, but the video has %.6g%s, so they "
+        raise UserError("raw features of %s: %d snippets of %d frames are %d frames, but the video has %.6g%s, so they "
                         "would cover %.0f %% of it: give the right --snippet_frames or --feature_fps (the rate at "
                         "which their frames were taken), or, where they really cover that much, --coverage"
-                        % (name, snippets, step, taken, length.frames,
+                        % (name, snippets, args.snippet_frames, taken, length.frames,
                            " at --feature_fps %g" % args.feature_fps if args.feature_fps else "",
                            100 * taken / length.frames))
 
@@ -248,14 +249,13 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
         raise UserError("--input %s holds no features: a folder must hold files <video>%s, and an HDF5 file a data set "
                         "for each video" % (source.path, ", ".join(EXTENSIONS)))
     say_how_files_are_read(source, names, print)
-    lengths = read_lengths(files, names, args.feature_fps) if files else {}
-    lengths.update(extracted_lengths(source.path, names, args.feature_fps))
+    made_here = extracted.lengths_of(source.path, names)
+    lengths = read_lengths(files, names, args.feature_fps) if files and not made_here else {}
     annotated = {video_id(name): name for file in files for name in file.videos}
     feat_dim, origin = args.feat_dim, "--feat_dim is"
     if not feat_dim:
         feat_dim, origin = read_raw(source, names[0], 0, "").shape[1], "those of %s have C =" % names[0]
     folder = os.path.join(args.output, "csv_mean_%d" % args.temporal_scale)
-    description = find_description(source.path)
     if os.path.realpath(folder) == os.path.realpath(args.input):
         raise UserError("--output %s would put the rescaled features into %s, over the raw ones of --input: give "
                         "another folder" % (args.output, folder))
@@ -266,10 +266,11 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
             check_coverage(name, len(raw), lengths[name], args)
         if args.method == "linear":
             features = rescale_linearly(raw, args.temporal_scale)
+        elif made_here:
+            features = rescale_extracted(raw, made_here[name], args.temporal_scale)
         else:
-            step = lengths[name].stride or args.snippet_frames
-            frames = lengths[name].frames or len(raw) * step
-            features = rescale_snippets(raw, frames, lengths[name].seconds, args.temporal_scale, step)
+            frames = lengths[name].frames or len(raw) * args.snippet_frames
+            features = rescale_snippets(raw, frames, lengths[name].seconds, args.temporal_scale, args.snippet_frames)
         path = inside(folder, annotated.get(video_id(name), name), ".csv")
         write_csv(path, filled_columns(features, filled_up(feat_dim)))
         return name, len(raw)
@@ -282,7 +283,7 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
             snippets[outcome[0]] = outcome[1]
     if flaws:
         raise UserError("%s (%d of %d videos could not be rescaled)" % (flaws[0], len(flaws), len(names)))
-    carry_description(description, folder)
+    extracted.carry_description(extracted.find_description(source.path), folder)
     print("%s rescaled to T = %d, C = %d in %s"
           % (counted(len(names), "video"), args.temporal_scale, filled_up(feat_dim), folder))
     if filled_up(feat_dim) != feat_dim:
@@ -298,8 +299,7 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
 def with_coverage(files: List[AnnotationFile], snippets: Dict[str, int], args: argparse.Namespace) -> Dict[str, dict]:
     """The annotations in the reference's form, with the feature_frame of these features where frames are counted."""
     count_of = {video_id(name): count for name, count in snippets.items()}
-    extracted_of = {video_id(name): length for name, length in
-                    extracted_lengths(args.input, list(snippets), args.feature_fps).items()}
+    made_here = {video_id(name): length for name, length in extracted.lengths_of(args.input, list(snippets)).items()}
     videos = {}
     for file in files:
         for name in file.videos:
@@ -309,12 +309,16 @@ def with_coverage(files: List[AnnotationFile], snippets: Dict[str, int], args: a
                 entry["annotations"] = [{"segment": [start, end], "label": label} for start, end, label in actions]
             if video_id(name) not in count_of:
                 continue
-            seconds, frames, stride = extracted_of.get(video_id(name)) or read_lengths(
-                [file], [name], args.feature_fps)[name]
+            if made_here:           # whole videos: no frames are counted
+                for key in ("duration_frame", "feature_frame"):
+                    entry.pop(key, None)
+                entry["duration_second"] = made_here[video_id(name)].seconds
+                continue
+            seconds, frames = read_lengths([file], [name], args.feature_fps)[name]
             entry["duration_second"] = seconds
             if frames is not None:
-                taken = count_of[video_id(name)] * (stride or args.snippet_frames)
-                counted_frames = frames if stride else number(frame_count(entry, "duration_frame")) or frames
+                taken = count_of[video_id(name)] * args.snippet_frames
+                counted_frames = number(frame_count(entry, "duration_frame")) or frames
                 entry["duration_frame"] = counted_frames
                 entry["feature_frame"] = taken / frames * counted_frames if args.feature_fps else taken
     return videos

@@ -12,7 +12,7 @@ from bmn.data.feature_files import few, fitted, index_column, read_csv
 from bmn.data.hdf5_features import Hdf5Features, stamp_of
 from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
-from bmn.extracted import is_list
+from bmn.extracted import is_list, made_in
 from bmn.inputs import check_input
 
 EXTENSIONS = (".csv", *ARRAY_EXTENSIONS)        # the best first, where a video has several files
@@ -226,7 +226,9 @@ class FolderFeatures:
             UserError: the file is missing or cannot be used.
         """
         path = self._path(name)
-        return (read_csv(path), True) if path.endswith(".csv") else (read_array(path), False)
+        if path.endswith(".csv"):
+            return read_csv(path), True
+        return read_array(path), made_in(os.path.dirname(path))     # our own extraction writes a row for each snippet
 
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its file cannot be used."""

@@ -15,8 +15,6 @@ from bmn.errors import UserError
 from bmn.inputs import check_input
 from bmn.video.packages import package
 
-EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv",
-              ".ogv", ".3gp")
 LATE = 0.1              # seconds: a video that begins later than the rest of its file is shown from there on
 DISTORTED = 8           # pixels that would be wider or higher than so many squares are no statement about a picture
 

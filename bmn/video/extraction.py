@@ -10,18 +10,20 @@ import numpy as np
 
 from bmn import extracted
 from bmn.errors import UserError
-from bmn.extracted import Length
+from bmn.extracted import VIDEO_ENDINGS, Length
 from bmn.files import inside, replacing, write_json
 from bmn.inputs import open_input
 from bmn.progress import Progress
 from bmn.values import by_id, counted
 from bmn.video import snippets as snippet_rule
-from bmn.video.decoding import EXTENSIONS, Film
+from bmn.video.decoding import Film
 from bmn.video.snippets import Sampling
 
 AHEAD = 4               # batches that are decoded before the network asks for them
 SHORT = 0.05            # part of a video that may be missing at its end without a word
 WAIT = 0.2              # seconds after which a thread looks whether the other one is still there
+SAME = ("version", "network", "vector", "size", "input", "normalisation", "snippet_frames", "snippet_stride", "fps",
+        "frames_looked_at")     # of features.json: who differs in one of these has other features
 LEAST = 0.9             # part of a video that its rows cover, below which a line says so
 
 
@@ -86,7 +88,7 @@ def find_videos(path: str) -> dict[str, str]:
             name, ending = os.path.splitext(file)
             if file.startswith("."):
                 continue
-            if ending.lower() not in EXTENSIONS:
+            if ending.lower() not in VIDEO_ENDINGS:
                 others.add(ending)
                 continue
             whole = os.path.join(folder, file)
@@ -94,8 +96,9 @@ def find_videos(path: str) -> dict[str, str]:
                 raise UserError("%s and %s would both have the features %s.npy: rename one of them"
                                 % (found[name], whole, name))
     if not found:
+        there = "".join(", but files *%s" % one for one in sorted(others)[:3])
         raise UserError("%s holds no videos (%s)%s: give another folder, or name a video itself"
-                        % (path, " ".join(EXTENSIONS), "".join(", but files *%s" % one for one in sorted(others)[:3])))
+                        % (path, " ".join(VIDEO_ENDINGS), there))
     by_id(found, path)
     return found
 
@@ -193,10 +196,19 @@ def _length(film, sampling, rate, count):
     if film.problems:
         return length, "%s of it could not be decoded, and the picture before stands there" % counted(
             film.problems, "packet")
-    if length.covered < LEAST * seconds:
+    covered = count * stride / frames
+    if covered < LEAST:
         return length, ("its %d frames are %s of %g, which cover %.0f %% of it: lower --snippet_stride if the rest "
-                        "matters" % (frames, counted(count, "snippet"), stride, 100 * length.covered / seconds))
+                        "matters" % (frames, counted(count, "snippet"), stride, 100 * covered))
     return length, ""
+
+
+def difference(there: dict, here: dict) -> str:
+    """What makes two descriptions those of different features, for a message; "" where nothing does."""
+    for key in SAME:
+        if there.get(key) != here.get(key):
+            return "%s: %.60s there, %.60s here" % (key, there.get(key), here.get(key))
+    return ""
 
 
 class Folder:
@@ -210,19 +222,15 @@ class Folder:
         UserError: it holds features of another kind, or cannot be written.
     """
 
-    SAME = ("version", "network", "vector", "size", "input", "normalisation", "snippet_frames", "snippet_stride", "fps",
-            "frames_looked_at")
-
     def __init__(self, path: str, description: dict):
         self.path, self.lengths = path, {}
         there = extracted.find_description(path)
         if there:
             known = extracted.read_description(there)
-            other = [key for key in self.SAME if known.get(key) != description.get(key)]
+            other = difference(known, description)
             if other:
-                raise UserError("--output %s has features that were extracted in another way (%s: %.60s there, %.60s "
-                                "here): give another folder"
-                                % (path, other[0], known.get(other[0]), description.get(other[0])))
+                raise UserError("--output %s has features that were extracted in another way (%s): give another folder"
+                                % (path, other))
             self.lengths = extracted.read_lengths(path)
         else:
             strangers = [file for file in os.listdir(path) if file.endswith(".npy") or file == extracted.VIDEOS]
@@ -238,8 +246,10 @@ class Folder:
             return False
         try:
             with open_input(inside(self.path, name, ".npy"), "feature file") as handle:
-                return np.lib.format.read_magic(handle) is not None and (
-                    np.lib.format.read_array_header_1_0(handle)[0][0] == length.snippets)
+                np.lib.format.read_magic(handle)
+                (rows, columns), _, dtype = np.lib.format.read_array_header_1_0(handle)
+                size = os.fstat(handle.fileno()).st_size - handle.tell()
+                return rows == length.snippets and size == rows * columns * dtype.itemsize
         except (UserError, ValueError, OSError):
             return False
 
@@ -267,7 +277,7 @@ def extract(videos: dict[str, str], folder: Folder, recipe: Recipe, seconds: flo
     """
     missing = {name: path for name, path in videos.items() if not folder.has(name)}
     if len(missing) < len(videos):
-        log("%s of %d are there already" % (counted(len(videos) - len(missing), "video"), len(videos)))
+        log("features of %d of %s are there already" % (len(videos) - len(missing), counted(len(videos), "video")))
     flaws = []
     with Progress("extracting", len(missing), "video", seconds, log, per_minute=True) as bar:
         for name, found in features_of(missing, recipe):

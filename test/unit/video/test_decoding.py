@@ -118,7 +118,7 @@ def test_damage_in_the_middle_moves_nothing(tmp_path):
     middle = len(content) // 2
     content[middle:middle + 300] = bytes(300)
     (tmp_path / "a.mp4").write_bytes(content)
-    numbers, film = shown(tmp_path / "a.mp4")
+    numbers, _ = shown(tmp_path / "a.mp4")
     right = np.array(numbers) == np.arange(200)
     assert len(numbers) == 200 and right[:60].all() and right[-60:].all() and not right.all()
 
