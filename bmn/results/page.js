@@ -5,9 +5,9 @@ const player = at("player"), axis = at("axis");
 const COLUMNS = [["rank", "#"], ["start", "start"], ["end", "end"], ["length", "length"], ["score", "score"]];
 const ROWS = {curves: 64, lane: 18, top: 6, ticks: 20};         // heights in the time line, in pixels
 
-// What is shown: a video of DATA, its proposals in the order of the table, the one that was chosen, and the end of the
-// stretch that is being played.
-const shown = {video: null, rows: [], chosen: null, until: null, key: "rank", down: false};
+// What is shown: a video of DATA, the most proposals, those in the order of the table, the one that was chosen, the end of the
+// stretch that is being played, and how the table is sorted.
+const shown = {video: null, most: 10, rows: [], chosen: null, until: null, key: "rank", down: false};
 
 function clock(seconds, digits = 1) {
   const whole = Math.max(0, seconds), minutes = Math.floor(whole / 60);
@@ -32,14 +32,21 @@ function open(number) {
   at("videos").value = number;
   document.title = video.name;
   at("number").max = Math.max(1, video.proposals.length);
-  at("trouble").hidden = true;
-  player.hidden = !video.src;
-  if (video.src) player.src = video.src; else { player.removeAttribute("src"); trouble("There is no video file beside this page."); }
+  at("number").value = shown.most;
+  at("trouble").hidden = !!video.src;
+  player.hidden = at("play").disabled = !video.src;
+  if (video.src) {
+    player.src = video.src;
+  } else {
+    player.removeAttribute("src");
+    player.load();
+    trouble("There is no file of this video.");
+  }
   refresh();
 }
 
 function trouble(text) {
-  player.hidden = true;
+  player.hidden = at("play").disabled = true;
   at("trouble").textContent = text;
   at("trouble").hidden = false;
 }
@@ -86,17 +93,19 @@ function drawLine() {
     }
     down += ROWS.curves + 8;
   }
-  const lanes = [];
+  const lanes = [];     // the pixel from which each lane is free
   for (const [first, last, label] of video.actions) {
-    let lane = lanes.findIndex(free => free <= first);
+    const text = element("text", {class: "label"}, axis, label), wide = text.getComputedTextLength() + 8;
+    const left = Math.max(0, Math.min(across(first), width - wide)), right = Math.max(across(last), left + wide);
+    let lane = lanes.findIndex(free => free <= left);
     if (lane < 0) lane = lanes.length;
-    const room = across(last) - across(first), text = label.length * 6.2 + 8;
-    lanes[lane] = first + Math.max(last - first, text / width * video.seconds);
-    const box = element("rect", {class: "truth", x: across(first), width: Math.max(2, room), y: down + lane * ROWS.lane,
-                                 height: ROWS.lane - 5, rx: 2}, axis);
+    lanes[lane] = right;
+    text.setAttribute("x", left + 4);
+    text.setAttribute("y", down + lane * ROWS.lane + 10.5);
+    const box = element("rect", {class: "truth", x: across(first), width: Math.max(3, across(last) - across(first)),
+                                 y: down + lane * ROWS.lane, height: ROWS.lane - 4, rx: 2}, axis);
     element("title", {}, box, label + ", " + clock(first) + " to " + clock(last));
-    const left = Math.min(across(first) + 4, Math.max(0, width - text));
-    element("text", {class: "label", x: left, y: down + lane * ROWS.lane + 10.5}, axis, label);
+    axis.append(text);
   }
   down += lanes.length * ROWS.lane + (lanes.length ? 4 : 0);
   const height = Math.max(4, Math.min(15, 260 / Math.max(1, rows.length)));
@@ -120,7 +129,7 @@ function drawLine() {
   down += ROWS.ticks;
   axis.setAttribute("height", down);
   axis.setAttribute("viewBox", "0 0 " + width + " " + down);
-  element("line", {id: "head", x1: 0, x2: 0, y1: 0, y2: down - ROWS.ticks}, axis);
+  element("line", {id: "head", x1: 0, x2: 0, y1: 0, y2: down - ROWS.ticks}, axis).toggleAttribute("hidden", !video.src);
   tell();
 }
 
@@ -129,7 +138,7 @@ function tell() {       // where the video is: the line, the words
   head.setAttribute("x1", x);
   head.setAttribute("x2", x);
   at("playing").textContent = player.paused ? "play" : "pause";
-  at("now").textContent = clock(player.currentTime) + " of " + clock(shown.video.seconds) +
+  at("now").textContent = (shown.video.src ? clock(player.currentTime) + " of " : "") + clock(shown.video.seconds) +
     (shown.chosen ? ", proposal " + shown.chosen.rank : "");
 }
 
@@ -217,7 +226,8 @@ for (const [kind, words] of [["start", "start"], ["end", "end"], ["truth", "know
 const best = Math.max(0, ...DATA.flatMap(video => video.proposals.map(one => one.score)));
 at("score").max = best;
 at("score").step = best / 1000 || 1;
-at("score").oninput = at("number").oninput = refresh;
+at("score").oninput = refresh;
+at("number").oninput = () => { shown.most = Number(at("number").value); refresh(); };
 at("videos").onchange = () => { location.hash = encodeURIComponent(DATA[at("videos").value].name); };
 at("previous").onclick = () => step(-1);
 at("next").onclick = () => step(1);
@@ -241,6 +251,10 @@ document.onkeydown = event => {
   if (!act || (event.key === " " && ["BUTTON", "VIDEO"].includes(event.target.tagName))) return;
   event.preventDefault();
   act();
+};
+document.onclick = event => {          // so that the space key does not press a button that the mouse has pressed
+  const button = event.target.closest("button");
+  if (button && event.detail > 0) button.blur();
 };
 window.onresize = drawLine;
 window.onhashchange = () => {
