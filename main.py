@@ -47,7 +47,7 @@ from detection import FILE as DETECTIONS
 from detection import evaluate_detection
 from eval import evaluation_proposal
 from models import BMN
-from report import report_path, write_report
+from report import PLAYED, report_path, write_report
 
 TRAINING = ("train", "full")        # the modes that train
 USUAL_HELPERS = DEFAULTS["post_process_thread"]
@@ -94,6 +94,8 @@ def check_files(opt, runtime):
     for name in ("onnx", "classification_file", "ground_truth", "blocked"):
         if opt[name]:
             check_input(opt[name], "--" + name)
+    if opt["videos"] and not os.path.isdir(opt["videos"]):
+        raise UserError("--videos %s is no folder: give the one of the videos" % opt["videos"])
     if opt["resume"] not in ("", "auto"):
         check_input(opt["resume"], "--resume", "give a checkpoint, or auto")
     starts_from_a_network = opt["finetune"] if opt["mode"] in TRAINING else opt["mode"] == "inference"
@@ -112,12 +114,15 @@ def outputs(opt):
     """{what it is: path} of every file that this run writes."""
     files = {"--result_file": opt["result_file"], "--save_fig_path": opt["save_fig_path"],
              "the report": report_path(opt)}
+    if opt["videos"]:
+        files["the page of --videos"] = os.path.join(os.path.dirname(opt["result_file"]), PLAYED)
     if opt["save_csv"]:
         files["a table of --output_dir"] = os.path.join(opt["output_dir"], FOLDER, "video.csv")
     if opt["mode"] == "detection":
         return {"the detections": os.path.join(os.path.dirname(opt["result_file"]), DETECTIONS)}
     if opt["mode"] == "evaluate":
-        return {name: files[name] for name in ("--save_fig_path", "the report")}
+        written = ("--save_fig_path", "the report", "the page of --videos")
+        return {name: files[name] for name in written if name in files}
     checkpoints = {name + " of --checkpoint_path": os.path.join(opt["checkpoint_path"], name)
                    for name in (BEST, run_folder.LAST, run_folder.METRICS, "opts.json")}
     return dict(checkpoints if opt["mode"] in TRAINING else {}, **(files if opt["mode"] != "train" else {}))

@@ -25,7 +25,7 @@ class Browser:
         self._in, theirs_out = os.pipe()
         pipes = 'exec "$@" 3<&%d 4>&%d' % (theirs_in, theirs_out)      # Chromium reads from file 3, writes to file 4
         self._process = subprocess.Popen(
-            ["bash", "-c", pipes, "bash", BROWSER, *ARGUMENTS, "--user-data-dir=" + os.path.join(self.folder, "profile"),
+            ["bash", "-c", pipes, "bash", BROWSER, *ARGUMENTS, "--user-data-dir=%s/profile" % self.folder,
              "about:blank"], pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL)
         os.close(theirs_in), os.close(theirs_out)

@@ -8,13 +8,13 @@ from bmn.errors import UserError
 
 
 def check_python() -> None:
-    """Insist on Python 3.10, which PyAV and transformers need.
+    """Insist on Python 3.11, which PyAV and transformers need.
 
     Raises:
         UserError: this one is older.
     """
-    if sys.version_info < (3, 10):
-        raise UserError("videos need Python 3.10 or later, and this is %d.%d: extract the features with another "
+    if sys.version_info < (3, 11):
+        raise UserError("videos need Python 3.11 or later, and this is %d.%d: extract the features with another "
                         "Python, and use them with this one" % sys.version_info[:2])
 
 

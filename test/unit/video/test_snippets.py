@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-if sys.version_info < (3, 10):
-    pytest.skip("videos need Python 3.10", allow_module_level=True)
+if sys.version_info < (3, 11):
+    pytest.skip("videos need Python 3.11", allow_module_level=True)
 
 from bmn.errors import UserError
 from bmn.video.snippets import Sampling, check, indices, rows_of, snippets
