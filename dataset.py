@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 import torch
 
+from bmn import extracted
 from bmn.data import segments, windows
 from bmn.data.annotations import Video, read_videos
 from bmn.data.features import open_source
@@ -80,8 +81,10 @@ class VideoDataSet(torch.utils.data.Dataset):
     def _cut(self, opt):
         """Make windows the items."""
         rows = {name: self.features.rows(name) for name in self.videos}
-        self.videos = windows.with_stride(self.videos, rows, opt)
-        self.windows = [window for name in self.videos for window in windows.cut(name, rows[name], opt)]
+        lengths = extracted.lengths_of(opt["data_path"], self.video_list)
+        margin = windows.margin_of(opt, extracted.find_description(opt["data_path"]) if lengths else None)
+        self.videos = windows.with_stride(self.videos, rows, opt, margin, lengths)
+        self.windows = [window for name in self.videos for window in windows.cut(name, rows[name], opt, margin)]
         every = len(self.windows)
         if self.mode == "train":
             cut = [windows.in_window(window, self.videos[window.name], opt["window"], opt["window_inside"])

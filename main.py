@@ -29,6 +29,7 @@ from bmn.data.features import open_features
 from bmn.data.ground_truth import ground_truth_of
 from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks, video_blocks
 from bmn.data.windows import joined
+from bmn.extracted import carry_description, find_description
 from bmn.files import check_outputs, inside, write_json
 from bmn.inputs import check_input
 from bmn.machine import amp
@@ -49,7 +50,7 @@ from detection import FILE as DETECTIONS
 from detection import evaluate_detection
 from eval import evaluation_proposal
 from models import BMN
-from report import report_path, write_report
+from report import PLAYED, report_path, write_report
 
 TRAINING = ("train", "full")        # the modes that train
 USUAL_HELPERS = DEFAULTS["post_process_thread"]
@@ -79,6 +80,11 @@ def main(arguments):
                   training.best_record)
 
 
+def description_of(opt):
+    """The features.json of this run's features, which tools/predict.py looks for beside the checkpoint; or None."""
+    return find_description(os.path.join(opt["data_path"], "csv_mean_%d" % opt["temporal_scale"]), opt["data_path"])
+
+
 def owned(opt, runtime):
     """The checkpoint folder as this run's own while it lasts, where it trains; rank 0 alone writes there."""
     if opt["mode"] in TRAINING and runtime.is_main:
@@ -91,6 +97,8 @@ def check_files(opt, runtime):
     for name in ("onnx", "classification_file", "ground_truth", "blocked"):
         if opt[name]:
             check_input(opt[name], "--" + name)
+    if opt["videos"] and not os.path.isdir(opt["videos"]):
+        raise UserError("--videos %s is no folder: give the one of the videos" % opt["videos"])
     if opt["resume"] not in ("", "auto"):
         check_input(opt["resume"], "--resume", "give a checkpoint, or auto")
     starts_from_a_network = opt["finetune"] if opt["mode"] in TRAINING else opt["mode"] == "inference"
@@ -109,12 +117,15 @@ def outputs(opt):
     """{what it is: path} of every file that this run writes."""
     files = {"--result_file": opt["result_file"], "--save_fig_path": opt["save_fig_path"],
              "the report": report_path(opt)}
+    if opt["videos"]:
+        files["the page of --videos"] = os.path.join(os.path.dirname(opt["result_file"]), PLAYED)
     if saves_tables(opt):
         files["a table of --output_dir"] = os.path.join(opt["output_dir"], FOLDER, "video.csv")
     if opt["mode"] == "detection":
         return {"the detections": os.path.join(os.path.dirname(opt["result_file"]), DETECTIONS)}
     if opt["mode"] == "evaluate":
-        return {name: files[name] for name in ("--save_fig_path", "the report")}
+        written = ("--save_fig_path", "the report", "the page of --videos")
+        return {name: files[name] for name in written if name in files}
     checkpoints = {name + " of --checkpoint_path": os.path.join(opt["checkpoint_path"], name)
                    for name in (BEST, run_folder.LAST, run_folder.METRICS, "opts.json")}
     return dict(checkpoints if opt["mode"] in TRAINING else {}, **(files if opt["mode"] != "train" else {}))
@@ -152,6 +163,7 @@ def train(opt, runtime, precision, annotations, owner):
     validation_loader = load(validation_videos, list(blocks.values()), opt, runtime)
     if runtime.is_main:
         write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
+        carry_description(description_of(opt), opt["checkpoint_path"])
 
     model = runtime.wrap(training.network)
     first = training.epochs_done

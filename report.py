@@ -1,4 +1,7 @@
-"""One page about a run, output/report.html: figures, curves and some videos, in a single file that works offline."""
+"""One page about a run, output/report.html: figures, curves and some videos, in a single file that works offline.
+
+With --videos, output/videos.html beside it plays the videos that it shows.
+"""
 import base64
 import html
 import io
@@ -14,10 +17,11 @@ from bmn.data.annotations import Video
 from bmn.errors import UserError
 from bmn.files import replacing
 from bmn.inputs import open_text
-from bmn.results import figures
+from bmn.results import figures, pages
 from bmn.values import counted, video_id
 
 FILE = "report.html"
+PLAYED = "videos.html"  # the page that plays videos, beside the report
 SHOWN = 10              # best proposals of a video that are drawn; the videos are ranked by the recall of so many
 
 
@@ -27,7 +31,8 @@ def write_report(opt: dict, result: evaluation.Evaluation, videos: Optional[Dict
     """Write report.html into the folder of opt["result_file"].
 
     Args:
-        opt: complete dict; result_file, pth_path, onnx and checkpoint_path are read, and metrics.jsonl in the latter.
+        opt: complete dict; result_file, pth_path, onnx, videos and checkpoint_path are read, and metrics.jsonl in the
+            latter.
         result: what evaluation.evaluation_proposal returned.
         videos: {name: Video} of the videos that were evaluated. None where only a result file is at hand: then the
             page has no figures of a network.
@@ -43,7 +48,7 @@ def write_report(opt: dict, result: evaluation.Evaluation, videos: Optional[Dict
     """
     path = report_path(opt)
     parts = [_summary(opt, result, videos, training or {}), _curves(opt, result, videos is not None),
-             _videos(result, videos, maps_of)]
+             _videos(opt, result, videos, maps_of)]
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as handle:
         handle.write(PAGE % "\n".join(parts))
     return path
@@ -111,7 +116,7 @@ def _read_epochs(path):
                         ) from None
 
 
-def _videos(result, videos, maps_of):
+def _videos(opt, result, videos, maps_of):
     """The best, the median and the worst video: time axis and, where there is a network, its confidence map."""
     thresholds = result.protocol.recall_at
     recall = evaluation.recall_of_videos(result.ground_truth, result.proposals, SHOWN, thresholds)
@@ -123,6 +128,8 @@ def _videos(result, videos, maps_of):
     for title, rank in (("Best", 0), ("Median", len(known) // 2), ("Worst", len(known) - 1)):
         chosen.setdefault(known[rank], title)
     maps = maps_of([names[video_id(name)] for name in chosen]) if maps_of else [None] * len(chosen)
+    files = pages.find_files(opt["videos"], [names[video_id(name)] for name in chosen]) if opt["videos"] else {}
+    played, page = [], os.path.join(os.path.dirname(opt["result_file"]), PLAYED)
     sections = []
     for (name, title), its_maps in zip(chosen.items(), maps):
         truth, proposals = sorted(result.ground_truth[name]), result.proposals.get(name, np.empty((0, 3)))
@@ -131,11 +138,18 @@ def _videos(result, videos, maps_of):
             seconds = videos[names[video_id(name)]].proposal_seconds
         else:               # nobody says how long the video is: as long as what happens in it
             seconds = max([end for _, end, _ in truth] + proposals[:SHOWN, 2].tolist())
+        file, link = files.get(names[video_id(name)]), ""
+        if file:
+            played.append(pages.PageVideo(names[video_id(name)], file, seconds, proposals, truth,
+                                          *(its_maps[1:] if its_maps else ())))
+            link = '. <a href="%s">Play it</a>' % html.escape(pages.link_to(page, names[video_id(name)]))
         sections.append(_section(
             "%s video: %s" % (title, names[video_id(name)]),
-            "%s in %.0f seconds. Recall of the best %d proposals, mean over tIoU %g to %g: %.0f&nbsp;%%"
-            % (counted(len(truth), "action"), seconds, SHOWN, thresholds[0], thresholds[-1], 100 * recall[name]),
+            "%s in %.0f seconds. Recall of the best %d proposals, mean over tIoU %g to %g: %.0f&nbsp;%%%s" % (
+                counted(len(truth), "action"), seconds, SHOWN, thresholds[0], thresholds[-1], 100 * recall[name], link),
             _cards_of_a_video(seconds, its_maps, proposals / (1, seconds, seconds), truth)))
+    if played:
+        pages.write_page(page, played, "Videos of the report")
     return "\n".join(sections)
 
 

@@ -160,6 +160,8 @@ GROUPS = {
         Option("save_fig_path", "./output/evaluation_result.jpg", _path,
                "picture of the AR-AN curve; else in --output_dir"),
         Option("save_csv", 1, FLAG, "1: also write BMN_results/<video>.csv in --output_dir, but not of windows"),
+        Option("videos", "", str,
+               "folder of the videos themselves: the report links those that it shows to a page that plays them"),
         Option("ground_truth", "", str,
                "ground truth in ActivityNet's format; else Evaluation/data/activity_net_1_3_new.json where it exists, "
                "else derived from --video_info and --video_anno"),

@@ -29,12 +29,12 @@ from typing import Callable, Dict, List, Tuple
 import numpy as np
 
 import eval as evaluation
-from bmn import parallel
+from bmn import extracted, parallel
 from bmn.data.annotations import COVERED, Annotations, Video
 from bmn.data.feature_files import few
 from bmn.data.features import open_source, remedy_for
 from bmn.data.ground_truth import ground_truth_of
-from bmn.data.windows import cut, in_window, with_stride
+from bmn.data.windows import cut, in_window, margin_of, with_stride
 from bmn.files import check_writable
 from bmn.progress import progress
 from bmn.results import figures
@@ -152,11 +152,13 @@ def check_windows(opt: dict, subsets: Dict[str, Dict[str, Video]], rows: Dict[st
     """
     size, step, longest = opt["window"], opt["window_subsample"], opt["max_duration"] or opt["window"]
     ambiguous = PROTOCOLS[opt["protocol"]].ambiguous
+    lengths = extracted.lengths_of(opt["data_path"], list(rows))
+    margin = margin_of(opt, extracted.find_description(opt["data_path"]) if lengths else None)
     for subset, videos in subsets.items():
-        scaled, cut_windows, used = with_stride(videos, rows, opt), 0, 0
+        scaled, cut_windows, used = with_stride(videos, rows, opt, margin, lengths), 0, 0
         odd, seconds = {"a proposal (%d positions)" % longest: [], "a window (%d)" % size: [], "none": []}, []
         for name, video in scaled.items():
-            windows = cut(name, rows[name], opt)
+            windows = cut(name, rows[name], opt, margin)
             position = video.feature_seconds / rows[name] * step
             seconds.append(position)
             actions = [action for action in video.actions if action[2] != (ambiguous or None)]

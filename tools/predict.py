@@ -1,5 +1,6 @@
-"""Proposals of new videos, in seconds, from their feature files and a checkpoint. No annotations are needed.
+"""Proposals of new videos, in seconds, from the videos or their features, and a checkpoint. It needs no annotations.
 
+    python3 tools/predict.py my.mp4 --checkpoint checkpoint/BMN_best.pth.tar --page my.html
     python3 tools/predict.py v_new.csv --duration 92.5 --checkpoint checkpoint/BMN_best.pth.tar
     python3 tools/predict.py folder --duration lengths.csv --output predictions.json --plot pictures
     python3 tools/predict.py folder --video_anno anno.json --plot pictures
@@ -10,6 +11,10 @@ tools/prepare_features.py. A network of windows (--window) takes features of any
 is the length in seconds, or a CSV file with the columns video and seconds. With --video_anno the length comes from the
 annotation file, and the pictures show the annotated actions. The best proposals are printed, and all of them are
 written to --output.
+
+FEATURES may also be a video or a folder of videos, if features.json lies beside the checkpoint: their features are
+extracted first, as those of the training were (docs/video.md). --page FILE is an HTML page with the videos, in which a
+click on a proposal plays it; for features, --videos DIR says where the videos are.
 """
 import argparse
 import os
@@ -26,8 +31,8 @@ WINDOWS = ("window_overlap", "feature_stride", "feature_snippet")
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", metavar="FEATURES", help="file or folder of features")
-    length = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument("features", metavar="FEATURES", help="file or folder of features, or of videos")
+    length = parser.add_mutually_exclusive_group()
     length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
     length.add_argument("--video_anno", action="append", help="annotation file: lengths, and actions for the pictures; "
                         "may be given several times")
@@ -35,6 +40,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
     parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
     parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
+    parser.add_argument("--page", metavar="FILE", help="HTML page with the videos and their proposals")
+    parser.add_argument("--videos", metavar="DIR", help="where the videos of the features are, for --page")
+    parser.add_argument("--backbone", help="where the backbone of the features is by now (default: where the "
+                        "features.json beside the checkpoint says)")
     parser.add_argument("--top", type=INDEX, default=10, help="proposals to print (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
     options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
@@ -49,26 +58,29 @@ if __name__ == "__main__":      # before the imports that take seconds
 
 from bmn.machine import device  # isort: skip  (before torch)
 import csv
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from prepare_features import rescale_snippets
+from prepare_features import rescale_extracted, rescale_snippets
 
 import opts
 import post_processing
+from bmn import extracted
 from bmn.data.annotation_files import length_in_seconds, read_annotation_files
-from bmn.data.annotations import Video, read_entry
-from bmn.data.feature_files import as_rows
+from bmn.data.annotations import Video, read_actions, read_entry
+from bmn.data.array_files import ARRAY_EXTENSIONS
+from bmn.data.feature_files import as_rows, few, filled_up
 from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
 from bmn.data.loaders import BLOCK
-from bmn.data.windows import cut, joined, padded, with_stride
+from bmn.data.windows import cut, joined, margin_of, padded, with_stride
 from bmn.files import check_outputs, inside
 from bmn.inputs import check_input, open_text
 from bmn.progress import progress
-from bmn.results import figures
+from bmn.results import figures, pages
 from bmn.training import checkpoint, recorded
 from bmn.values import by_id, number, video_id
+from bmn.video.packages import check_python
 from models import BMN
 
 SNIPPET = 16        # frames of a raw snippet
@@ -94,6 +106,33 @@ def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
     return network, opt
 
 
+def are_videos(path: str) -> bool:
+    """Whether FEATURES is a video, or a folder of videos that has no features of them."""
+    if not os.path.isdir(path):
+        return path.lower().endswith(extracted.VIDEO_ENDINGS)
+    files = [os.path.splitext(file) for _, _, files in os.walk(path) for file in files]
+    videos = {stem for stem, ending in files if ending.lower() in extracted.VIDEO_ENDINGS}
+    return bool(videos) and not any(stem in videos or ending in ARRAY_EXTENSIONS for stem, ending in files
+                                    if ending in EXTENSIONS)
+
+
+def extract(args: argparse.Namespace, opt: dict, runtime: Any) -> Tuple[Any, List[str]]:
+    """(source of features, names of its videos) where FEATURES is a video or a folder of videos.
+
+    Raises:
+        UserError: the backbone or every video cannot be used, or a package is missing.
+    """
+    check_python()
+    from bmn.video import sources  # not above: nobody else needs its packages
+    recipe = sources.recipe_of(args.checkpoint, args.backbone, runtime.device, runtime.kind)
+    if filled_up(recipe.backbone.description["size"]) != opt["feat_dim"]:
+        raise UserError("the backbone %s gives %d numbers, but the network of %s takes %d: give the backbone of its "
+                        "features" % (recipe.backbone.description["backbone"], recipe.backbone.description["size"],
+                                      args.checkpoint, opt["feat_dim"]))
+    source = sources.VideoFeatures(args.features, recipe)
+    return source, sorted(source.names())
+
+
 def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
     """(source of features, names of its videos) for FEATURES.
 
@@ -116,12 +155,20 @@ def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
     return source, names
 
 
-def read_lengths(args: argparse.Namespace, names: List[str]) -> Dict[str, Video]:
-    """{name: Video}. With --duration there is only a length.
+def read_lengths(args: argparse.Namespace, names: List[str], files: Dict[str, extracted.Length]) -> Dict[str, Video]:
+    """{name: Video}. With --duration there is only a length; ``files`` are the lengths of videos that were decoded.
 
     Raises:
         UserError: the length of a video is not known, or its annotations are invalid.
     """
+    if files:
+        known = {} if not args.video_anno else {
+            video_id(name): entry for file in read_annotation_files(args.video_anno)
+            for name, entry in file.videos.items()}
+        return {name: Video(*[files[name].seconds] * 3, read_actions(
+            name, known.get(video_id(name), {}), "--video_anno")[0]) for name in names}
+    if not args.duration and not args.video_anno:
+        raise UserError("how long the videos of %s are is not known: give --duration or --video_anno" % args.features)
     if args.video_anno:
         known = {name: entry for file in read_annotation_files(args.video_anno) for name, entry in file.videos.items()}
         source = "--video_anno " + " ".join(args.video_anno)
@@ -154,8 +201,10 @@ def _read_length_list(path):
                         % (path, error)) from None
 
 
-def read_features(source: Any, name: str, video: Video, opt: dict) -> np.ndarray:
-    """float32 [C, T] of a video, rescaled where its table is of another length; for windows [C, rows] as they are.
+def read_features(source: Any, name: str, video: Video, opt: dict,
+                  length: Optional[extracted.Length] = None) -> np.ndarray:
+    """float32 [C, T] of a video, rescaled where its table is of another length, or where videos.csv has its ``length``;
+    for windows [C, rows] as they are.
 
     Raises:
         UserError: the features cannot be used.
@@ -165,9 +214,13 @@ def read_features(source: Any, name: str, video: Video, opt: dict) -> np.ndarray
     table, rows_are_time = source.table(name)
     rows, columns = table.shape
     scale = opt["temporal_scale"]
+    where = "features of %s in %s" % (name, source.path)
+    if length:
+        raw = as_rows(table, rows_are_time, opt["feat_dim"], where)
+        return np.ascontiguousarray(rescale_extracted(raw, length, scale).T, np.float32)
     if scale == (rows if rows_are_time or columns == opt["feat_dim"] else columns):
         return source.read(name)
-    raw = as_rows(table, rows_are_time, opt["feat_dim"], "features of %s in %s" % (name, source.path))
+    raw = as_rows(table, rows_are_time, opt["feat_dim"], where)
     rescaled = rescale_snippets(raw, len(raw) * SNIPPET, video.seconds, scale, SNIPPET)
     return np.ascontiguousarray(rescaled.T, np.float32)
 
@@ -179,20 +232,22 @@ def predict(network: BMN, runtime: Any, features: np.ndarray) -> Tuple[np.ndarra
     return tuple(output.float().cpu().numpy() for output in outputs)
 
 
-def predict_windows(network: BMN, runtime: Any, features: np.ndarray, name: str, opt: dict
-                    ) -> Tuple[np.ndarray, Tuple[None, np.ndarray, np.ndarray]]:
+def predict_windows(network: BMN, runtime: Any, features: np.ndarray, name: str, opt: dict,
+                    margin: float) -> Tuple[np.ndarray, Tuple[None, np.ndarray, np.ndarray]]:
     """Proposals of a video from features at their own rate, and its boundary curves.
 
     Args:
         features: float32 [C, rows].
         name: the video.
         opt: complete dict of options, with a window.
+        margin: what windows.margin_of returned.
 
     Returns:
         float64 [n <= kept, 3] (score, xmin, xmax in fractions of the features); (None in the place of a map, start
         [positions], end [positions]).
     """
-    windows, merged, found, curves = cut(name, features.shape[1], opt), post_processing.OfWindows(opt), {}, []
+    windows = cut(name, features.shape[1], opt, margin)
+    merged, found, curves = post_processing.OfWindows(opt), {}, []
     for first in range(0, len(windows), BLOCK):
         batch = windows[first:first + BLOCK]
         rows = [padded(features[:, window.rows_of_file], opt["window"]) for window in batch]
@@ -223,6 +278,23 @@ def draw(path: str, name: str, video: Video, maps: Tuple[np.ndarray, ...], found
     figures.save(figures.prediction(name, video.proposal_seconds, start, end, confidence_map, found, truth), path)
 
 
+def write_page(args: argparse.Namespace, source: Any, videos: Dict[str, Video], curves: Dict[str, tuple],
+               found: Dict[str, np.ndarray]) -> None:
+    """Write --page; ``curves`` are {name: (start [T], end [T])}.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    files = getattr(source, "files", None) or (pages.find_files(args.videos, list(videos)) if args.videos else {})
+    lacking = [name for name in videos if name not in files]
+    if lacking:
+        print("--page %s: %d of %d videos have no file (%s): --videos DIR says where they are"
+              % (args.page, len(lacking), len(videos), few(lacking)))
+    pages.write_page(args.page, [pages.PageVideo(
+        name, files.get(name), video.proposal_seconds, found[name] * ((1,) + 2 * (video.proposal_seconds,)),
+        video.actions, *curves[name]) for name, video in videos.items()])
+
+
 def check_paths(args: argparse.Namespace) -> None:
     """Check now that the outputs can be written and overwrite no input.
 
@@ -231,7 +303,10 @@ def check_paths(args: argparse.Namespace) -> None:
     """
     inputs = {"FEATURES": args.features, "--checkpoint": args.checkpoint, "--duration": args.duration}
     inputs.update(("--video_anno " + path, path) for path in args.video_anno or ())
-    outputs = {"--output": args.output, "a picture of --plot": args.plot and os.path.join(args.plot, "video.png")}
+    outputs = {"--output": args.output, "a picture of --plot": args.plot and os.path.join(args.plot, "video.png"),
+               "--page": args.page}
+    if args.videos and not os.path.isdir(args.videos):
+        raise UserError("--videos %s is no folder: give the one of the videos" % args.videos)
     check_outputs({what: path for what, path in outputs.items() if path is not None},
                   {what: path for what, path in inputs.items() if path})
 
@@ -239,33 +314,44 @@ def check_paths(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> None:
     check_paths(args)
     network, opt = open_network(args)
-    source, names = find_videos(args.features, opt)
-    if args.output:
-        by_id(names, args.features)             # two names must not be one video in the result file
-    pictures = {name: inside(args.plot, name, ".png") for name in names} if args.plot else {}
-    videos = read_lengths(args, names)
-    say_how_files_are_read(source, names, print)
-    rows = {}
-    for name in progress(names, "checking", len(names), "video"):
-        rows[name] = read_features(source, name, videos[name], opt).shape[1]    # a bad file shows before hours of work
-    if opt["window"]:
-        videos = with_stride(videos, rows, opt)
     with device.setup(opt) as runtime:
+        source, names = (extract(args, opt, runtime) if are_videos(args.features) else find_videos(args.features, opt))
+        if args.output:
+            by_id(names, args.features)             # two names must not be one video in the result file
+        pictures = {name: inside(args.plot, name, ".png") for name in names} if args.plot else {}
+        lengths = source.lengths if hasattr(source, "lengths") else extracted.lengths_of(source.path, names)
+        videos = read_lengths(args, names, lengths)
+        say_how_files_are_read(source, names, print)
+        rows = {}
+        for name in progress(names, "checking", len(names), "video"):   # a bad file shows before hours of work
+            rows[name] = read_features(source, name, videos[name], opt, lengths.get(name)).shape[1]
+        margin = margin_of(opt, extracted.find_description(source.path, args.checkpoint) if lengths else None)
+        if opt["window"]:
+            videos = with_stride(videos, rows, opt, margin, lengths)
         network.to(runtime.device).eval()
-        found = {}
+        found, curves = {}, {}
         for name in progress(names, "predicting", len(names), "video"):
-            features = read_features(source, name, videos[name], opt)
+            features = read_features(source, name, videos[name], opt, lengths.get(name))
             if opt["window"]:
-                found[name], maps = predict_windows(network, runtime, features, name, opt)
+                found[name], maps = predict_windows(network, runtime, features, name, opt, margin)
             else:
                 maps = predict(network, runtime, features[None])
                 found[name], maps = post_processing.proposals(*maps, opt)[0], [one[0] for one in maps]
+            curves[name] = maps[1:]
             if args.plot:
                 draw(pictures[name], name, videos[name], maps, found[name])
     for name in names:
         print_table(name, videos[name], found[name], args.top)
     if args.output:
         post_processing.write_result(args.output, videos, found)
+    if args.page:
+        write_page(args, source, videos, curves, found)
+        print("page: %s" % args.page)
+    flaws = getattr(source, "flaws", ())
+    for flaw in flaws:
+        print("left out: %s" % flaw)
+    if flaws:
+        raise UserError("%d of %d videos could not be used: they are listed above" % (len(flaws), len(source.files)))
 
 
 if __name__ == "__main__":

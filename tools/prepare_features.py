@@ -9,6 +9,9 @@ A raw file has a row for each snippet of --snippet_frames frames, in order. Ther
 C becomes a multiple of 4, because the network needs that: columns of zeros are added where it is none. Without the
 number of frames of a video, and without --feature_fps, its features cover all of it. With --write_anno FILE, the
 annotations are written to FILE with the feature_frame of these features.
+
+Features that tools/extract_features.py made need no annotations: videos.csv beside them has their times. Their T
+positions cover the whole video.
 """
 import argparse
 import os
@@ -16,6 +19,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
+from bmn.extracted import VIDEOS, made_in
 from bmn.options import POSITIVE
 
 
@@ -35,8 +39,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--feat_dim", type=int, default=0, help="C (default: the columns of the first video)")
     parser.add_argument("--write_anno", help="write the annotations with the right feature_frame to this file")
     args = parser.parse_args()
-    if not args.video_anno and (args.method == "snippet" or args.write_anno):
+    if not args.video_anno and (args.write_anno or (args.method == "snippet" and not made_in(args.input))):
         raise UserError("--method snippet and --write_anno need --video_anno: give the durations of the videos")
+    if args.feature_fps and made_in(args.input):
+        raise UserError("--feature_fps %g, but %s in %s has the rate of each video: leave it out"
+                        % (args.feature_fps, VIDEOS, args.input))
     if args.temporal_scale < 2 or args.snippet_frames < 1:
         raise UserError("--temporal_scale %d and --snippet_frames %d are too small: give at least 2 and at least 1"
                         % (args.temporal_scale, args.snippet_frames))
@@ -51,7 +58,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import numpy as np
 from scipy.interpolate import interp1d
 
-from bmn import parallel
+from bmn import extracted, parallel
 from bmn.data.annotation_files import ROWS, AnnotationFile, frame_count, read_annotation_files
 from bmn.data.annotations import read_entry
 from bmn.data.feature_files import as_rows, few, filled_columns, filled_up, write_csv
@@ -93,6 +100,28 @@ def rescale_snippets(raw: np.ndarray, duration_frame: float, duration_second: fl
     rescaled = np.zeros((temporal_scale, raw.shape[1]))
     rescaled[reached] = interp1d(centre, raw, axis=0)(samples).mean(axis=1)
     return rescaled
+
+
+def rescale_extracted(raw: np.ndarray, length: extracted.Length, temporal_scale: int) -> np.ndarray:
+    """T rows that cover the whole video, by the same rule, from features that tools/extract_features.py made.
+
+    Before the centre of the first snippet and after that of the last one, their rows stand.
+
+    Args:
+        raw: [snippets, C].
+        length: of the video, as videos.csv has it.
+        temporal_scale: T.
+
+    Returns:
+        float64 [T, C].
+    """
+    raw = np.asarray(raw, np.float64)
+    if len(raw) == 1:
+        return np.repeat(raw, temporal_scale, axis=0)
+    centre = (np.arange(len(raw)) + 0.5) * (length.stride / length.fps)
+    bins = np.arange(temporal_scale)[:, None] + np.linspace(0, 1, SAMPLES)              # [T, 3]
+    samples = np.clip(bins * (length.seconds / temporal_scale), centre[0], centre[-1])
+    return interp1d(centre, raw, axis=0)(samples).mean(axis=1)
 
 
 def rescale_linearly(raw: np.ndarray, temporal_scale: int) -> np.ndarray:
@@ -191,7 +220,8 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
         raise UserError("--input %s holds no features: a folder must hold files <video>%s, and an HDF5 file a data set "
                         "for each video" % (source.path, ", ".join(EXTENSIONS)))
     say_how_files_are_read(source, names, print)
-    lengths = read_lengths(files, names, args.feature_fps) if files else {}
+    made_here = extracted.lengths_of(source.path, names)
+    lengths = read_lengths(files, names, args.feature_fps) if files and not made_here else {}
     annotated = {video_id(name): name for file in files for name in file.videos}
     feat_dim, origin = args.feat_dim, "--feat_dim is"
     if not feat_dim:
@@ -203,10 +233,12 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
 
     def work(name):
         raw = read_raw(source, name, feat_dim, origin)
-        if files:
+        if name in lengths:
             check_coverage(name, len(raw), lengths[name], args)
         if args.method == "linear":
             features = rescale_linearly(raw, args.temporal_scale)
+        elif made_here:
+            features = rescale_extracted(raw, made_here[name], args.temporal_scale)
         else:
             frames = lengths[name].frames or len(raw) * args.snippet_frames
             features = rescale_snippets(raw, frames, lengths[name].seconds, args.temporal_scale, args.snippet_frames)
@@ -222,6 +254,7 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
             snippets[outcome[0]] = outcome[1]
     if flaws:
         raise UserError("%s (%d of %s could not be rescaled)" % (flaws[0], len(flaws), counted(len(names), "video")))
+    extracted.carry_description(extracted.find_description(source.path), folder)
     print("%s rescaled to T = %d, C = %d in %s"
           % (counted(len(names), "video"), args.temporal_scale, filled_up(feat_dim), folder))
     if filled_up(feat_dim) != feat_dim:
@@ -237,6 +270,7 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
 def with_coverage(files: List[AnnotationFile], snippets: Dict[str, int], args: argparse.Namespace) -> Dict[str, dict]:
     """The annotations in the reference's form, with the feature_frame of these features where frames are counted."""
     count_of = {video_id(name): count for name, count in snippets.items()}
+    made_here = {video_id(name): length for name, length in extracted.lengths_of(args.input, list(snippets)).items()}
     videos = {}
     for file in files:
         for name in file.videos:
@@ -245,6 +279,11 @@ def with_coverage(files: List[AnnotationFile], snippets: Dict[str, int], args: a
                 actions = read_entry(name, entry, "--video_anno %s" % file.path).actions
                 entry["annotations"] = [{"segment": [start, end], "label": label} for start, end, label in actions]
             if video_id(name) not in count_of:
+                continue
+            if made_here:           # whole videos: no frames are counted
+                for key in ("duration_frame", "feature_frame"):
+                    entry.pop(key, None)
+                entry["duration_second"] = made_here[video_id(name)].seconds
                 continue
             seconds, frames = read_lengths([file], [name], args.feature_fps)[name]
             entry["duration_second"] = seconds

@@ -12,6 +12,7 @@ from bmn.data.feature_files import few, fitted, index_column, read_csv, time_axi
 from bmn.data.hdf5_features import Hdf5Features, stamp_of
 from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
+from bmn.extracted import is_list, made_in
 from bmn.inputs import check_input
 
 EXTENSIONS = (".csv", *ARRAY_EXTENSIONS)        # the best first, where a video has several files
@@ -208,8 +209,9 @@ class FolderFeatures:
         """(names of the feature files, names of folders of subsets) in ``folder`` of the path."""
         with os.scandir(os.path.join(self.path, folder)) as found:
             entries = [entry for entry in found if not entry.name.startswith(".")]          # macOS makes ._v_a.csv
+        there = {entry.name for entry in entries}
         files = [os.path.join(folder, entry.name) for entry in entries if entry.name.endswith(EXTENSIONS)
-                 and not entry.is_dir()]
+                 and not entry.is_dir() and not is_list(entry.name, there)]
         return files, sorted(entry.name for entry in entries if entry.is_dir() and entry.name.lower() in SUBSETS)
 
     def __contains__(self, name: str) -> bool:
@@ -226,7 +228,9 @@ class FolderFeatures:
             UserError: the file is missing or cannot be used.
         """
         path = self._path(name)
-        return (read_csv(path), True) if path.endswith(".csv") else (read_array(path), False)
+        if path.endswith(".csv"):
+            return read_csv(path), True
+        return read_array(path), made_in(os.path.dirname(path))     # our own extraction writes a row for each snippet
 
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its file cannot be used."""

@@ -6,10 +6,11 @@ its row's snippet. A window knows its features only by the fraction of them at w
 are scaled by the same lengths as those of whole videos. The features reach from the beginning of the first snippet to
 the end of the last one; where nothing else is known, a snippet is as long as the step from one row to the next.
 """
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from bmn import extracted
 from bmn.data.annotations import Video
 from bmn.data.feature_files import few
 from bmn.errors import UserError
@@ -50,39 +51,54 @@ class Window(NamedTuple):
         return slice(self.first * self.step, (self.first + self.rows - 1) * self.step + 1, self.step)
 
 
-def cut(name: str, total: int, opt: dict) -> List[Window]:
+def cut(name: str, total: int, opt: dict, margin: float = 0.0) -> List[Window]:
     """The windows of a video, in order. The last one ends with the video; only a video shorter than W is padded.
 
     Args:
         name: the video.
         total: rows of its features.
-        opt: dict with window, window_overlap, window_subsample, and feature_stride and feature_snippet where there are
-            any.
+        opt: dict with window, window_overlap and window_subsample.
+        margin: what :func:`margin_of` returned.
     """
     size, step = opt["window"], opt["window_subsample"]
     positions = -(-total // step)
     stride = max(1, int(size * (1 - opt["window_overlap"]) + 1e-6))         # 10 * (1 - 0.9) is below 1
     begins = list(range(0, max(positions - size, 0), stride)) + [max(positions - size, 0)]
-    return [Window(name, begin, min(size, positions), len(begins), total, step, margin_of(opt)) for begin in begins]
+    return [Window(name, begin, min(size, positions), len(begins), total, step, margin) for begin in begins]
 
 
-def margin_of(opt: dict) -> float:
-    """By how many rows a snippet of --feature_snippet reaches beyond its row, on either side."""
-    snippet = opt.get("feature_snippet")
-    return (_number(snippet) / _number(opt["feature_stride"]) - 1) / 2 if snippet else 0.0
+def margin_of(opt: dict, description: Optional[str] = None) -> float:
+    """By how many rows a snippet reaches beyond its row, on either side: by --feature_snippet, else by features.json.
+
+    Args:
+        opt: dict with feature_stride and feature_snippet.
+        description: path of the features.json of tools/extract_features.py, or None.
+
+    Raises:
+        UserError: that file cannot be used.
+    """
+    if opt["feature_snippet"]:
+        return (_number(opt["feature_snippet"]) / _number(opt["feature_stride"]) - 1) / 2
+    if description and not opt["feature_stride"]:
+        made = extracted.read_description(description)
+        return (made["snippet_frames"] / made["snippet_stride"] - 1) / 2
+    return 0.0
 
 
 def _number(seconds_or_frames):
     return float(seconds_or_frames.rstrip("fs"))
 
 
-def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict) -> Dict[str, Video]:
-    """The videos with the lengths that their features cover: by --feature_stride, else as they are.
+def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict, margin: float = 0.0,
+                lengths: Optional[Dict[str, extracted.Length]] = None) -> Dict[str, Video]:
+    """The videos with the lengths that their features cover: by --feature_stride, else by videos.csv, else as they are.
 
     Args:
         videos: {name: Video}.
         rows: {name: rows of its features}.
-        opt: dict with feature_stride and feature_snippet.
+        opt: dict with feature_stride.
+        margin: what :func:`margin_of` returned.
+        lengths: what extracted.lengths_of returned of the features.
 
     Raises:
         UserError: the features are not at their own rate, a stride in frames needs the number of frames of a video, or
@@ -94,6 +110,9 @@ def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict) -> Di
         raise UserError("the features of all %d videos have %d rows, although the videos have from %.4g to %.4g "
                         "seconds: they were rescaled, so leave --window out, or give features at their own rate"
                         % (len(lengths), rows[next(iter(videos))], min(lengths), max(lengths)))
+    if not stride and lengths:
+        return {name: _covering(video, (rows[name] + 2 * margin) * lengths[name].stride / lengths[name].fps)
+                for name, video in videos.items()}
     if not stride:
         return videos
     in_frames, scaled = stride.endswith("f"), {}
@@ -103,8 +122,7 @@ def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict) -> Di
                         "have (%s): give it in seconds" % (stride, len(unknown), few(unknown)))
     for name, video in videos.items():
         step = _number(stride) * (video.seconds / video.frames if in_frames else 1)
-        seconds = (rows[name] + 2 * margin_of(opt)) * step
-        scaled[name] = video._replace(feature_seconds=seconds, proposal_seconds=seconds)
+        scaled[name] = _covering(video, (rows[name] + 2 * margin) * step)
     part = {name: video.feature_seconds / video.seconds for name, video in scaled.items()}
     odd = [name for name in part if not COVERED[0] <= part[name] <= COVERED[1]]
     if len(odd) > len(part) / 2.0:
@@ -113,6 +131,11 @@ def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict) -> Di
                         % (stride, len(odd), len(part), odd[0], rows[odd[0]], scaled[odd[0]].feature_seconds,
                            videos[odd[0]].seconds))
     return scaled
+
+
+def _covering(video, seconds):
+    """The video with features that cover so many seconds."""
+    return video._replace(feature_seconds=seconds, proposal_seconds=seconds)
 
 
 def in_window(window: Window, video: Video, size: int, least: float) -> Tuple[Video, int]:

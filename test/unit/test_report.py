@@ -167,3 +167,31 @@ for (const width of [360, 1366]) {
                    check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=180)
     seen = matplotlib.image.imread(picture)[:, :, :3]
     assert seen.shape[:2] == (3000, 1366) and seen[:2600].std(axis=(1, 2)).mean() > 0.05
+
+
+def test_videos_are_linked_to_a_page_that_plays_them(job, tmp_path):
+    opt, result, videos, maps_of = job
+    name = "v_4 <i>#"
+    result.ground_truth["4 <i>#"], videos[name] = result.ground_truth.pop("4"), videos.pop("v_4")
+    result.proposals["4 <i>#"] = result.proposals.pop("4")
+    os.mkdir("films")
+    for one in (name[2:] + ".webm", "v_2.mp4", "v_1.mp4"):
+        (tmp_path / "films" / one).write_text("")
+    text = written(dict(opt, videos="films"), result, videos, maps_of)
+    links = Page(text).fetched
+    assert links == ["videos.html#v_4%20%3Ci%3E%23", "videos.html#v_2"]         # v_0 has no file
+    page = (tmp_path / "output" / "videos.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+    assert [one["src"] for one in data] == ["../films/4%20%3Ci%3E%23.webm", "../films/v_2.mp4"]
+    best = result.proposals["4 <i>#"][np.argsort(-result.proposals["4 <i>#"][:, 0], kind="stable")]
+    np.testing.assert_allclose(data[0]["proposals"], best, rtol=1e-4, atol=1e-3)
+    assert len(data[0]["start"]) == SCALE and data[0]["actions"][0] == [20.0, 40.0, "Doing <b>karate</b>"]
+    without_network = written(dict(opt, videos="films"), result)
+    assert "videos.html#" in without_network
+
+
+def test_a_report_without_files_of_videos_has_no_page(job, tmp_path):
+    opt, *rest = job
+    os.mkdir("films")
+    assert Page(written(dict(opt, videos="films"), *rest)).fetched == []
+    assert not (tmp_path / "output" / "videos.html").exists()

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bmn import extracted
 from bmn.data import windows
 from bmn.data.annotations import Video
 from bmn.data.windows import cut, in_window, joined, padded
@@ -41,9 +42,10 @@ def test_the_time_of_a_position_with_snippets_of_another_length(total, opt, stri
     video = Video(seconds * (0.04 if in_frames else 1), 1.0, 1.0, frames=seconds)
     unit = "f" if in_frames else ""
     opt = dict(opt, feature_stride="%r%s" % (stride, unit), feature_snippet="%r%s" % (snippet, unit))
-    video = windows.with_stride({"v": video}, {"v": total}, opt)["v"]
+    margin = windows.margin_of(opt)
+    video = windows.with_stride({"v": video}, {"v": total}, opt, margin)["v"]
     assert video.feature_seconds == pytest.approx(video.seconds) == pytest.approx(video.proposal_seconds)
-    for window in cut("v", total, opt):
+    for window in cut("v", total, opt, margin):
         for position in range(window.rows):
             row = range(total)[window.rows_of_file][position]
             centre = (row * stride + snippet / 2) * (0.04 if in_frames else 1)
@@ -127,7 +129,8 @@ def test_a_stride_gives_the_lengths_that_features_cover():
     rows = {"a": 50, "b": 98}
 
     def with_stride(videos, rows, stride, snippet=""):
-        return windows.with_stride(videos, rows, {"feature_stride": stride, "feature_snippet": snippet})
+        opt = {"feature_stride": stride, "feature_snippet": snippet}
+        return windows.with_stride(videos, rows, opt, windows.margin_of(opt))
 
     assert with_stride(videos, rows, "") is videos
     assert with_stride(videos, rows, "0.2", "0.6")["a"].feature_seconds == pytest.approx(49 * 0.2 + 0.6)
@@ -140,6 +143,20 @@ def test_a_stride_gives_the_lengths_that_features_cover():
         with_stride(videos, rows, "0.5")
     with pytest.raises(UserError, match=r"--feature_stride 6f is in frames.* how many frames 1 videos.*seconds"):
         with_stride(dict(videos, c=Video(1.0, 1.0, 1.0)), dict(rows, c=5), "6f")
+
+
+def test_extracted_features_say_how_far_apart_their_rows_are(tmp_path):
+    """The centre of row i is that of snippet i, also where snippets overlap and the last one is left out."""
+    lengths = {"v": extracted.Length(10.0, 250, 25.0, 29, 8.0)}
+    (tmp_path / "features.json").write_text('{"backbone": "x", "snippet_frames": 16, "snippet_stride": 8}')
+    opt = {"feature_stride": "", "feature_snippet": "", "window": 12, "window_overlap": 0.5, "window_subsample": 1}
+    margin = windows.margin_of(opt, str(tmp_path / "features.json"))
+    assert windows.margin_of(dict(opt, feature_stride="8f"), str(tmp_path / "features.json")) == 0
+    video = windows.with_stride({"v": Video(10.0, 10.0, 10.0)}, {"v": 29}, opt, margin, lengths)["v"]
+    for window in cut("v", 29, opt, margin):
+        for position in range(window.rows):
+            centre = ((window.first + position) * 8 + 8) / 25.0
+            assert window.fraction(position + 0.5) * video.feature_seconds == pytest.approx(centre)
 
 
 def test_rescaled_features_are_refused():

@@ -8,6 +8,7 @@ import pytest
 import small_data
 from prepare_features import rescale_linearly, rescale_snippets
 
+from bmn import extracted
 from bmn.data.annotation_files import read_annotation_files
 from bmn.data.annotations import read_videos
 from bmn.data.feature_files import read_csv, write_csv
@@ -237,3 +238,60 @@ def test_raw_features_are_never_overwritten(tmp_path, monkeypatch):
         run(monkeypatch, "--input", tmp_path / "csv_mean_20", "--output", tmp_path, "--method", "linear",
             "--temporal_scale", 20)
     assert os.listdir(str(tmp_path / "csv_mean_20")) == ["v_a.npy"]
+
+
+def plain_covering(raw, stride, fps, seconds, size):
+    """Three samples in each of T parts of the whole video, each between the two rows whose centres are nearest."""
+    centre = [(i + 0.5) * stride / fps for i in range(len(raw))]
+    rows = []
+    for part in range(size):
+        samples = []
+        for k in range(3):
+            x = (part + k / 2) * seconds / size
+            if len(raw) == 1 or x <= centre[0]:
+                samples.append(raw[0])
+            elif x >= centre[-1]:
+                samples.append(raw[-1])
+            else:
+                i = max(i for i, c in enumerate(centre) if c <= x)
+                fraction = (x - centre[i]) / (centre[i + 1] - centre[i])
+                samples.append((1 - fraction) * raw[i] + fraction * raw[i + 1])
+        rows.append(np.mean(samples, axis=0))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("snippets", [1, 2, 3, 8, 60])
+@pytest.mark.parametrize("stride, fps", [(16, 25.0), (4, 12.5), (7.5, 29.97)])
+def test_extracted_features_cover_the_whole_video_at_their_times(tmp_path, monkeypatch, rng, snippets, stride, fps):
+    """... also where there are as many snippets as numbers, and without annotations."""
+    raw, seconds = rng.randn(snippets, 8).astype(np.float32), (snippets + 0.7) * stride / fps
+    os.mkdir(str(tmp_path / "raw"))
+    np.save(str(tmp_path / "raw" / "v_a.npy"), raw)
+    extracted.write_lengths(str(tmp_path / "raw"), {
+        "v_a": extracted.Length(seconds, round(seconds * fps), fps, snippets, stride)})
+    (tmp_path / "raw" / "features.json").write_text(
+        '{"backbone": "x", "snippet_frames": 16, "snippet_stride": 16}')
+    monkeypatch.chdir(str(tmp_path))
+    (tmp_path / "anno.json").write_text(json.dumps({"a": {
+        "duration_second": 9, "duration_frame": 90, "feature_frame": 80, "annotations": []}}))
+    run(monkeypatch, "--input", "raw", "--output", "out", "--temporal_scale", "13", "--video_anno", "anno.json",
+        "--write_anno", "new.json")
+    np.testing.assert_allclose(read_csv("out/csv_mean_13/a.csv"), plain_covering(raw, stride, fps, seconds, 13),
+                               atol=1e-5)
+    written = json.loads((tmp_path / "new.json").read_text())["a"]
+    assert written == {"duration_second": pytest.approx(seconds, abs=1e-6), "annotations": []}
+    assert os.path.exists("out/csv_mean_13/features.json")
+    run(monkeypatch, "--input", "raw", "--output", "other", "--temporal_scale", "13")
+    np.testing.assert_array_equal(read_csv("other/csv_mean_13/v_a.csv"), read_csv("out/csv_mean_13/a.csv"))
+
+
+def test_extracted_features_know_their_rate_and_are_complete(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        np.save(str(tmp_path / (name + ".npy")), np.zeros((3, 8)))
+    extracted.write_lengths(str(tmp_path), {"a": extracted.Length(2.0, 50, 25.0, 3, 16.0)})
+    (tmp_path / "features.json").write_text('{"backbone": "x", "snippet_frames": 16, "snippet_stride": 16}')
+    monkeypatch.chdir(str(tmp_path))
+    with pytest.raises(UserError, match=r"--feature_fps 5, but videos\.csv in \. has the rate of each video"):
+        run(monkeypatch, "--input", ".", "--output", "out", "--feature_fps", "5")
+    with pytest.raises(UserError, match="lacks 1 of 2 videos"):
+        run(monkeypatch, "--input", ".", "--output", "out")
