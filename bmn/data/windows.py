@@ -105,11 +105,11 @@ def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict, margi
             most features would cover much more or much less than their video.
     """
     stride = opt["feature_stride"]
-    lengths = [video.seconds for video in videos.values()]
-    if len({rows[name] for name in videos}) == 1 and max(lengths) > RESCALED * min(lengths):
+    durations = [video.seconds for video in videos.values()]
+    if len({rows[name] for name in videos}) == 1 and max(durations) > RESCALED * min(durations):
         raise UserError("the features of all %d videos have %d rows, although the videos have from %.4g to %.4g "
                         "seconds: they were rescaled, so leave --window out, or give features at their own rate"
-                        % (len(lengths), rows[next(iter(videos))], min(lengths), max(lengths)))
+                        % (len(durations), rows[next(iter(videos))], min(durations), max(durations)))
     if not stride and lengths:
         return {name: _covering(video, (rows[name] + 2 * margin) * lengths[name].stride / lengths[name].fps)
                 for name, video in videos.items()}

@@ -109,8 +109,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(workshop):
 
 
 def test_a_network_of_windows_is_served_only_with_them(workshop):
-    line = refusal(workshop.run("main.py", *OPTIONS, "--mode", "inference", "--pth_path", "trained.pth.tar", "--window",
-                                "0", "--temporal_scale", "32"))
+    line = refusal(workshop.run("main.py", *OPTIONS, "--mode", "inference", "--pth_path", "trained.pth.tar",
+                                "--window", "0", "--window_subsample", "1", "--temporal_scale", "32"))
     assert "trained.pth.tar was made with --window 32, but here it is 0" in line
     line = refusal(workshop.run("main.py", *OPTIONS, "--mode", "inference", "--pth_path", "trained.pth.tar",
                                 "--window_subsample", "1"))
