@@ -9,8 +9,8 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 DEMO_VIDEOS ?= 160
 DEMO_EPOCHS ?= 6
-CLIPS ?= 80
-CLIP_EPOCHS ?= 8
+CLIPS ?= 160
+CLIP_EPOCHS ?= 10
 PYTEST_ARGS ?=
 
 ifneq ($(words $(VENV)),1)
@@ -45,9 +45,9 @@ demo-video: $(READY_VIDEO)
 	$(RUN) tools/make_sample_videos.py --output demo-video --videos $(CLIPS)
 	$(RUN) tools/extract_features.py demo-video/videos --backbone demo-video/backbone --snippet_stride 4 \
 		--output demo-video/features
-	$(RUN) tools/prepare_features.py --input demo-video/features --output demo-video/data
-	cd demo-video && $(RUN) ../main.py --mode full --data_path data --feat_dim 96 --video_anno anno.json \
-		--train_epochs $(CLIP_EPOCHS) --batch_size 4 --videos videos
+	$(RUN) tools/prepare_features.py --input demo-video/features --output demo-video/data --temporal_scale 50
+	cd demo-video && $(RUN) ../main.py --mode full --data_path data --feat_dim 192 --temporal_scale 50 \
+		--video_anno anno.json --train_epochs $(CLIP_EPOCHS) --batch_size 8 --videos videos
 	cd demo-video && $(RUN) ../tools/predict.py videos/sample_$$(printf %03d $$(($(CLIPS) - 1))).mp4 \
 		--video_anno anno.json --page page.html
 	@echo "The files are under demo-video/: page.html is the one to open, output/report.html the report of the run."

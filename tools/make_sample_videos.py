@@ -1,6 +1,6 @@
 """Make small videos with actions in them, and a backbone of random weights, from a seed: the data of make demo-video.
 
-    python3 tools/make_sample_videos.py --output demo-video --videos 80
+    python3 tools/make_sample_videos.py --output demo-video --videos 160
 
 A texture moves slowly over the picture. In an action it moves in another way: it falls, rises or shakes. Distractors
 are stretches in which only its colours change. <output>/videos/ gets the videos, anno.json what happens in them, in
@@ -20,7 +20,7 @@ from bmn.video.packages import check_python
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="demo-video", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--videos", type=int, default=80, help="number of videos (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
     parser.add_argument("--seed", type=SEED, default=0)
     args = parser.parse_args()
     if args.videos < 5:
@@ -50,14 +50,14 @@ TRAINING = 0.7                  # part of the videos
 
 def plan(random: np.random.RandomState) -> Tuple[int, List[tuple], List[tuple]]:
     """(frames, actions, distractors) of a video; an action is (first frame, frame after the last one, label)."""
-    frames = int(random.uniform(24, 56) * RATE)
-    taken, position = [], int(random.uniform(0.5, 6) * RATE)
+    frames = int(random.uniform(14, 26) * RATE)
+    taken, position = [], int(random.uniform(0.5, 4) * RATE)
     while True:
-        length = int(np.exp(random.uniform(np.log(2.5), np.log(16))) * RATE)
+        length = int(np.exp(random.uniform(np.log(2.5), np.log(9))) * RATE)
         if position + length > frames - 5:
             break
         taken.append((position, position + length))
-        position += length + int(random.uniform(2, 10) * RATE)
+        position += length + int(random.uniform(1.5, 5) * RATE)
     actions = [(*span, list(MOTIONS)[random.randint(len(MOTIONS))]) for span in taken if random.rand() < 0.75]
     distractors = [span for span in taken if all(span != action[:2] for action in actions)]
     return frames, actions, distractors
@@ -115,8 +115,8 @@ def make_backbone(folder: str, seed: int) -> None:
     torch.manual_seed(seed)
     size = {"height": 48, "width": 64}
     config = transformers.VideoMAEConfig(
-        image_size=(48, 64), patch_size=16, num_frames=16, tubelet_size=2, hidden_size=96, num_hidden_layers=2,
-        num_attention_heads=4, intermediate_size=384, initializer_range=0.15)
+        image_size=(48, 64), patch_size=16, num_frames=16, tubelet_size=2, hidden_size=192, num_hidden_layers=1,
+        num_attention_heads=4, intermediate_size=768, initializer_range=0.15)
     transformers.VideoMAEModel(config).save_pretrained(folder)
     transformers.VideoMAEImageProcessorPil(size=size, do_center_crop=False).save_pretrained(folder)
 

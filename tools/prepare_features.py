@@ -275,15 +275,15 @@ def with_coverage(files: List[AnnotationFile], snippets: Dict[str, int], args: a
     for file in files:
         for name in file.videos:
             videos[name] = entry = dict(file.videos[name])
+            its_length = made_here.get(video_id(name))
+            if its_length:          # its features cover all of it, so no frames are counted
+                for key in ("duration", "duration_frame", "feature_frame"):
+                    entry.pop(key, None)
+                entry["duration_second"] = its_length.seconds
             if file.form == ROWS:
                 actions = read_entry(name, entry, "--video_anno %s" % file.path).actions
                 entry["annotations"] = [{"segment": [start, end], "label": label} for start, end, label in actions]
-            if video_id(name) not in count_of:
-                continue
-            if made_here:           # whole videos: no frames are counted
-                for key in ("duration_frame", "feature_frame"):
-                    entry.pop(key, None)
-                entry["duration_second"] = made_here[video_id(name)].seconds
+            if its_length or video_id(name) not in count_of:
                 continue
             seconds, frames = read_lengths([file], [name], args.feature_fps)[name]
             entry["duration_second"] = seconds

@@ -156,7 +156,7 @@ def _decode_all(videos, recipe, put):
     try:
         for name, path in videos.items():
             try:
-                put((name, _decode(path, recipe, lambda content, name=name: put((name, content)))))
+                put((name, decode(path, recipe, lambda content, name=name: put((name, content)))))
             except UserError as error:
                 put((name, error))
         put((None, None))
@@ -166,8 +166,12 @@ def _decode_all(videos, recipe, put):
         put((None, error))
 
 
-def _decode(path, recipe, put):
-    """``put`` the batches [n, frames, 3, h, w] of a video; returns (Length, remark)."""
+def decode(path: str, recipe: Recipe, put: Callable[[np.ndarray], Any]) -> tuple[Length, str]:
+    """``put`` the batches [n, frames, 3, h, w] of a video, ready for the network; returns its (Length, remark).
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
     film, sampling = Film(path, recipe.threads), recipe.sampling
     rate = sampling.fps or film.span.fps
     taken, count = [], 0

@@ -101,17 +101,46 @@ def test_from_videos_to_proposals(job):
                               check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
+    (job / "actions.csv").write_text("video,label,start,end,subset\n" + "".join(
+        "%02d,x,1,3,%s\n" % (number, "training" if number < 8 else "validation") for number in range(VIDEOS)))
     run(os.path.join(ROOT, "tools", "prepare_features.py"), "--input", "out", "--output", "data", "--temporal_scale",
-        10)
-    annotations = {"v_%02d" % number: {"duration_second": (120 + number) / 25, "subset": "training" if number < 8 else
-                                       "validation", "annotations": [{"segment": [1, 3], "label": "x"}]}
-                   for number in range(VIDEOS)}
-    (job / "anno.json").write_text(json.dumps(annotations))
+        10, "--video_anno", "actions.csv", "--write_anno", "anno.json")
+    assert json.loads((job / "anno.json").read_text())["07"] == {
+        "subset": "training", "duration_second": 127 / 25, "annotations": [{"segment": [1, 3], "label": "x"}]}
     run(os.path.join(ROOT, "main.py"), "--mode", "full", "--data_path", "data", "--video_anno", "anno.json",
         "--temporal_scale", 10, "--feat_dim", 8, "--num_sample", 4, "--batch_size", 4, "--train_epochs", 1,
-        "--device", "cpu", "--log_seconds", 5)
+        "--device", "cpu", "--videos", "videos")
+    assert "videos.html#" in (job / "output" / "report.html").read_text()
+    assert "../videos/v_" in (job / "output" / "videos.html").read_text()
     assert (job / "checkpoint" / "features.json").read_bytes() == (job / "out" / "features.json").read_bytes()
-    run(os.path.join(ROOT, "tools", "predict.py"), "out/v_03.npy", "--duration", "out/videos.csv", "--output",
-        "from_features.json")
+    predict = os.path.join(ROOT, "tools", "predict.py")
+    run(predict, "out/v_03.npy", "--output", "from_features.json")
+    run(predict, "videos/v_03.mp4", "--output", "from_video.json", "--page", "pages/a.html", "--video_anno",
+        "anno.json")
     found = json.loads((job / "from_features.json").read_text())["results"]["03"]
-    assert max(one["segment"][1] for one in found) <= 123 / 25 + 1e-6
+    assert json.loads((job / "from_video.json").read_text())["results"]["03"] == found
+    assert 4 < max(one["segment"][1] for one in found) <= 123 / 25 + 1e-6
+    page = (job / "pages" / "a.html").read_text()
+    assert '"src": "../videos/v_03.mp4"' in page and '[1.0, 3.0, "x"]' in page
+
+    (job / "videos" / "broken.mp4").write_text("no video")
+    done = subprocess.run([sys.executable, predict, "videos", "--output", "all.json"], cwd=str(job),
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "left out: video videos/broken.mp4 cannot be read" in done.stdout
+    assert "error: 1 of 13 videos could not be used" in done.stderr and "Traceback" not in done.stderr
+    everything = json.loads((job / "all.json").read_text())["results"]
+    assert len(everything) == VIDEOS and everything["03"] == found
+    os.remove(str(job / "videos" / "broken.mp4"))
+
+    os.rename(str(job / "net.onnx"), str(job / "moved.onnx"))
+    for more, words in (([], "features.json names the backbone, but --backbone"), (["--backbone", "moved.onnx"], ""),
+                        (["--backbone", backbones.onnx_file(job / "other.onnx", ["n", 16, 3, 24, 32], 8, seed=9)[0]],
+                         "is not the one that made the features of")):
+        done = subprocess.run([sys.executable, predict, "videos/v_03.mp4", *more], cwd=str(job), capture_output=True,
+                              text=True, check=False)
+        assert done.returncode == bool(words) and words in done.stderr and "Traceback" not in done.stderr
+    os.rename(str(job / "moved.onnx"), str(job / "net.onnx"))
+    os.remove(str(job / "checkpoint" / "features.json"))
+    done = subprocess.run([sys.executable, predict, "videos/v_03.mp4"], cwd=str(job), capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 1 and "there is no features.json beside --checkpoint" in done.stderr
