@@ -16,6 +16,10 @@ class UserError(ValueError):
     """One sentence for the user: the file or option, what was found, what to do."""
 
 
+class Stopped(SystemExit):
+    """All processes of the run end together, after a signal, and have saved what there was."""
+
+
 def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:
     """Return ``parse()``. Each program calls this before it imports anything large, which takes seconds.
 
