@@ -1,7 +1,6 @@
 """Errors that the user can correct, as opposed to errors in the program, and how a program starts and ends."""
 import contextlib
 import importlib.util
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +16,10 @@ class UserError(ValueError):
     """One sentence for the user: the file or option, what was found, what to do."""
 
 
+class Stopped(SystemExit):
+    """All processes of the run end together, after a signal, and have saved what there was."""
+
+
 def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:
     """Return ``parse()``. Each program calls this before it imports anything large, which takes seconds.
 
@@ -27,11 +30,11 @@ def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:
         parse: a function that reads sys.argv, in a module that imports nothing large.
         more_packages: the packages that this program needs besides PACKAGES.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:       # and not where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, _interrupted)      # until run_as_program: a traceback of imports tells nothing
     _prefer_fork()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")        # a name of odd bytes is printed as it is
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:       # and not where Ctrl-C is ignored
-        signal.signal(signal.SIGINT, _interrupted)      # until run_as_program: a traceback of imports tells nothing
     return _run(lambda: (parse(), _check_packages(PACKAGES + more_packages))[0])
 
 
@@ -47,6 +50,7 @@ def _prefer_fork():
     Python 3.14 would take forkserver. Then each worker imports PyTorch, for seconds, at the beginning of each epoch,
     and a forked one has it. The workers use no device and start no thread, so a fork is safe. On macOS it is not.
     """
+    import multiprocessing  # not above: Ctrl-C is not quiet yet while this module is imported
     if sys.platform.startswith("linux"):
         with contextlib.suppress(RuntimeError):     # the caller has chosen
             multiprocessing.set_start_method("fork")

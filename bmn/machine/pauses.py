@@ -8,6 +8,8 @@ import signal
 import time
 from typing import Any, NamedTuple, Optional
 
+from bmn.errors import Stopped
+
 EVERY = 0.5         # seconds between two decisions
 AT_MOST = 16        # steps between them, in case the steps become slower
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -45,7 +47,7 @@ class Pauses:
 
     def __exit__(self, kind, error, trace):
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if kind is SystemExit else handler)
+            signal.signal(number, signal.SIG_IGN if kind is Stopped else handler)
 
     def _note(self, number, frame):
         self._signal = signal.Signals(number).name

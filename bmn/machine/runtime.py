@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bmn.errors import UserError
+from bmn.errors import Stopped, UserError
 from bmn.machine import profiling
 from bmn.machine.processes import Member
 
@@ -42,8 +42,8 @@ class Runtime:
         return self
 
     def __exit__(self, kind, error, trace):
-        if error is None or kind is SystemExit:     # all processes stop together after a signal
-            self.close()
+        if error is None or kind is Stopped:
+            self.close()            # all processes do. One that ends alone, after a signal too, must not wait for them.
         elif self._peers:
             if isinstance(error, RuntimeError):
                 self._peers.give_way()          # perhaps it only follows from the end of another process

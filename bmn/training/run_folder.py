@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any, Dict, List, Optional
 
-from bmn.errors import TERMINATED, UserError
+from bmn.errors import TERMINATED, Stopped, UserError
 from bmn.files import replacing
 from bmn.options import BEST
 from bmn.training import checkpoint
@@ -45,7 +45,7 @@ def keep_within_epoch(folder: str, training: Any, names: List[str], runtime: Any
 
     Raises:
         UserError: the training has failed, or the file cannot be written.
-        SystemExit: the pause stops the run.
+        Stopped: the pause stops the run.
     """
     training.check_finite()
     everyone = runtime.gather((begun["losses"], begun["random_state"]))
@@ -61,7 +61,7 @@ def keep_within_epoch(folder: str, training: Any, names: List[str], runtime: Any
             ", --resume auto goes on there" if pause.stop else ""))
     if pause.stop:
         runtime.barrier()   # nobody leaves before the file is whole
-        raise SystemExit(TERMINATED)
+        raise Stopped(TERMINATED)
 
 
 def check_same_videos(begun: Optional[dict], names: List[str]) -> None:

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from bmn.errors import Stopped
 from bmn.machine import pauses
 from bmn.machine.pauses import Pause, Pauses
 
@@ -122,8 +123,8 @@ def test_signals_are_noted_inside_the_block_and_left_alone_outside(number):
             assert Pause(False, False, signal.Signals(number).name) in found and not seen
         os.kill(os.getpid(), number)
         assert seen == [1]
-        with pytest.raises(SystemExit), Pauses(rank, 1e9, 0):
-            raise SystemExit(143)
+        with pytest.raises(Stopped), Pauses(rank, 1e9, 0):
+            raise Stopped(143)
         os.kill(os.getpid(), number)        # a launcher sends it again, to a process that ends already
         assert seen == [1]
     finally:

@@ -407,6 +407,23 @@ def test_only_the_failed_process_reports_the_error(launch):
     assert "Traceback" not in ranks[0].text + ranks[1].text
 
 
+def stop_alone(runtime):
+    """A signal to one process, while nothing is there yet to be saved: before the training, or after it."""
+    runtime.barrier()
+    if runtime.rank == int(os.environ["NOTES"]):
+        os.kill(os.getpid(), signal.SIGTERM)
+    runtime.gather(1)
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_process_that_a_signal_ends_alone_ends_the_others(launch, monkeypatch, stopped):
+    monkeypatch.setenv("NOTES", str(stopped))
+    ranks = launch(stop_alone, 3, [{"patience": 3600.0}] * 3)
+    assert ranks[stopped].ended() == 143 and ranks[stopped].text == "ended by SIGTERM\n"
+    for number in {0, 1, 2} - {stopped}:
+        assert ranks[number].ended() == 1 and "error: rank %d on machine" % stopped in ranks[number].text
+
+
 def test_all_must_choose_the_same_device(launch, monkeypatch):
     monkeypatch.setattr(device, "choose", lambda wanted: (wanted, ""))
     monkeypatch.setattr(device, "card", lambda *_: torch.device("cpu"))
