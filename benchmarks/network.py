@@ -22,6 +22,7 @@ from reference import load_reference
 from bmn.data.annotations import Video
 from bmn.errors import UserError, run_as_program
 from bmn.machine.amp import bfloat16_problem
+from bmn.machine.device import keep_freed_memory
 from bmn.options import COUNT, DEFAULTS
 from dataset import Labels
 from loss_function import bmn_loss_func, get_mask
@@ -224,6 +225,7 @@ def main():
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()         # as main.py does
     if args.one:
         return one(args)
     if not (args.reference or args.tscales or args.batches or args.profile):
