@@ -65,9 +65,9 @@ class _ProposalRows(torch.autograd.Function):
             block, grad_bias = slice(first, first + width), 0
             back = weight[:, block].t().contiguous()                            # [block, R]
             for video, grad in enumerate(grads):
-                grad = through_relu(product(grad, back), samples[video][:, block])              # [P + 1, block]
-                grad_bias = grad_bias + grad.sum(0)
-                table[video] = ctx.matching.weighted_sums(grad, bags).view(positions, -1)
+                sums = through_relu(product(grad, back), samples[video][:, block])              # [P + 1, block]
+                grad_bias = grad_bias + sums.sum(0)
+                table[video] = ctx.matching.weighted_sums(sums, bags).view(positions, -1)
             grad_biases.append(grad_bias)
             whole = table.view(len(flat), -1)                                   # [B*T, N*block]
             grad_features += product(whole, weights.t())
