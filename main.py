@@ -26,11 +26,12 @@ from bmn.data.annotation_files import paths_of
 from bmn.data.annotations import Annotations, remarks
 from bmn.data.features import open_features
 from bmn.data.ground_truth import ground_truth_of
-from bmn.data.loaders import TrainingBatches, load_batches, rank_blocks
+from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks
 from bmn.files import check_outputs, inside, write_json
 from bmn.inputs import check_input
 from bmn.machine import amp
 from bmn.machine.pauses import Pauses
+from bmn.network.contraction import choose_contraction
 from bmn.network.onnx_network import OnnxNetwork
 from bmn.options import BEST, DEFAULTS
 from bmn.owner import Owner
@@ -184,6 +185,7 @@ def begin(opt, runtime, precision):
     if opt["finetune"]:
         checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
     training = Training(network.to(runtime.device), precision, opt)
+    choose_contraction(training.network, runtime, precision, runtime.local_batch_size(opt["batch_size"]), True)
     device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
     path = opt["resume"]
     if path == "auto":
@@ -298,7 +300,9 @@ def trained_network(opt, runtime, precision, record):
     if record is not None and runtime.is_main:      # each rank measures times of its own, and rank 0's are in the file
         run_folder.check_is_of(state, record)
     checkpoint.put_network(state, network)
-    return precision.prepare(network.to(runtime.device))[0]
+    network = precision.prepare(network.to(runtime.device))[0]
+    choose_contraction(network, runtime, precision, BLOCK, False)
+    return network
 
 
 def propose(videos, network, opt, runtime, precision):

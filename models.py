@@ -37,8 +37,8 @@ class BMN(nn.Module):
 
     Args:
         opt: dict; feat_dim, temporal_scale, num_sample, num_sample_perbin, prop_boundary_ratio, layout and max_duration
-            are used, and missing ones get their defaults. bm_contraction "bags" or "dense", for tests, overrides the
-            choice by device.
+            are used, and missing ones get their defaults. bm_contraction "bags" or "dense" overrides the choice by
+            device.
 
     ``state_dict`` has the reference's names without ``sample_mask``, which follows from the options.
 
@@ -60,7 +60,7 @@ class BMN(nn.Module):
                             % (self.feat_dim, GROUPS, GROUPS, -(-self.feat_dim // GROUPS) * GROUPS))
         self.boundary_matching = BoundaryMatching(
             self.temporal_scale, self.num_sample, self.num_sample_perbin, self.prop_boundary_ratio,
-            opt.get("bm_contraction", "auto"), self.layout, self.max_duration)
+            opt["bm_contraction"], self.layout, self.max_duration)
         self.whole_map = WholeMap(self.temporal_scale, self.layout, self.max_duration)
         self.cells = {valid_only: CellConvolutions(self.temporal_scale, valid_only, self.layout, self.max_duration)
                       for valid_only in (False, True)}

@@ -10,7 +10,7 @@ Conv3d's weight.
 Y, the table, is one small matrix product; the rest is a product with W, of which 3 % is not zero. The map never exists.
 """
 import functools
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, List, Tuple
 
 import numpy as np
 import torch
@@ -64,11 +64,17 @@ class BoundaryMatching:
             return torch.stack([self(video, bias) for video in table.unbind(0)])
         return _WeightedBags.apply(table, bias, *self.bags(table))
 
+    def ways(self, device: torch.device, dtype: Any) -> List[str]:
+        """The contractions that can be used there, "bags" or "dense": dense where its weights are not too many."""
+        bags = _has_bags(device.type, dtype)
+        return ["bags"] * bags + ["dense"] * (not bags or self.rows * self.proposals <= DENSE_AT_MOST)
+
     def uses_bags(self, table: torch.Tensor) -> bool:
         """Whether to take the weights that are not zero, or a dense matrix product with all of them.
 
-        Dense: on an NPU, in an exported graph, and where this PyTorch has no bags for the type. Also in 16 bit on
-        CUDA up to a size, where tensor cores do the 30-fold arithmetic faster than memory serves a sparse gather.
+        Dense: on an NPU, in an exported graph, and where this PyTorch has no bags for the type. On a card main.py
+        measures (bmn/network/contraction.py). For those who do not: in 16 bit on CUDA up to a size, where tensor cores
+        should do the 30-fold arithmetic faster than memory serves a sparse gather.
         """
         if self.contraction != "auto":
             return self.contraction == "bags"
