@@ -34,6 +34,7 @@ from bmn.files import check_outputs, inside, write_json
 from bmn.inputs import check_input
 from bmn.machine import amp
 from bmn.machine.pauses import Pauses
+from bmn.network.contraction import choose_contraction
 from bmn.network.onnx_network import OnnxNetwork
 from bmn.options import BEST, DEFAULTS, INPUT_OPTIONS
 from bmn.owner import Owner
@@ -205,6 +206,7 @@ def begin(opt, runtime, precision):
     if opt["finetune"]:
         checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
     training = Training(network.to(runtime.device), precision, opt)
+    choose_contraction(training.network, runtime, precision, runtime.local_batch_size(opt["batch_size"]), True)
     device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
     path = opt["resume"]
     if path == "auto":
@@ -321,7 +323,9 @@ def trained_network(opt, runtime, precision, record):
         run_folder.check_is_of(state, record)
     checkpoint.put_network(state, network)
     recorded.check_options(state, shown(opt))
-    return precision.prepare(network.to(runtime.device))[0]
+    network = precision.prepare(network.to(runtime.device))[0]
+    choose_contraction(network, runtime, precision, BLOCK, False)
+    return network
 
 
 def shown(opt):

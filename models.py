@@ -9,6 +9,7 @@ from bmn.errors import UserError
 from bmn.layouts import checked_duration
 from bmn.network.boundary_matching import BoundaryMatching
 from bmn.network.cell_convolution import CellConvolutions, WholeMap
+from bmn.network.proposal_rows import proposal_rows
 from bmn.options import with_defaults
 from bmn.sampling import sampling_differences, told_by_mask
 
@@ -36,8 +37,8 @@ class BMN(nn.Module):
 
     Args:
         opt: dict; feat_dim, temporal_scale, num_sample, num_sample_perbin, prop_boundary_ratio, layout and max_duration
-            are used, and missing ones get their defaults. bm_contraction "bags" or "dense", for tests, overrides the
-            choice by device.
+            are used, and missing ones get their defaults. bm_contraction "bags" or "dense" overrides the choice by
+            device.
 
     ``state_dict`` has the reference's names without ``sample_mask``, which follows from the options.
 
@@ -59,7 +60,7 @@ class BMN(nn.Module):
                             % (self.feat_dim, GROUPS, GROUPS, -(-self.feat_dim // GROUPS) * GROUPS))
         self.boundary_matching = BoundaryMatching(
             self.temporal_scale, self.num_sample, self.num_sample_perbin, self.prop_boundary_ratio,
-            opt.get("bm_contraction", "auto"), self.layout, self.max_duration)
+            opt["bm_contraction"], self.layout, self.max_duration)
         self.whole_map = WholeMap(self.temporal_scale, self.layout, self.max_duration)
         self.cells = {valid_only: CellConvolutions(self.temporal_scale, valid_only, self.layout, self.max_duration)
                       for valid_only in (False, True)}
@@ -102,18 +103,15 @@ class BMN(nn.Module):
 
     def _proposal_evaluation(self, x, valid_only):
         valid_only = valid_only or self.max_duration > 0
-        # x [B, 256, T], V [512, 256, N, 1, 1]; row t * N + n of a table [T*N, 512] is sample n at position t
         conv3d, _ = self.x_3d_p
-        weight = conv3d.weight.to(x.dtype).view(-1, self.num_sample).t().reshape(-1, BASE)      # [N*512, 256]
-        features = x.transpose(1, 2)
-        if not self._skips_cells(x):
-            logits = self._by_map(F.linear(features, weight).view(x.shape[0], -1, SAMPLED))
+        features = x.transpose(1, 2)                            # [B, T, 256]
+        if self._skips_cells(x):
+            rows = proposal_rows(features, conv3d, self.x_2d_p[0], self.boundary_matching)
+            logits = torch.stack([self._by_cell(video, self.cells[valid_only]) for video in rows])
         else:
-            # With gradients one product for all videos, so that the weight gets one gradient. Without, one table at a
-            # time, which stays in the cache.
-            tables = (F.linear(features, weight) if torch.is_grad_enabled() else
-                      (F.linear(video, weight) for video in features))
-            logits = torch.stack([self._by_cell(table.view(-1, SAMPLED), self.cells[valid_only]) for table in tables])
+            # V [512, 256, N, 1, 1]; row t * N + n of a table [T*N, 512] is sample n at position t
+            weight = conv3d.weight.to(x.dtype).view(-1, self.num_sample).t().reshape(-1, BASE)      # [N*512, 256]
+            logits = self._by_map(F.linear(features, weight).view(x.shape[0], -1, SAMPLED))
         confidence_map = logits.view(-1, 2, self.temporal_scale, self.temporal_scale).sigmoid()
         if self.max_duration:       # a product and not a triangle, which ONNX has only since opset 14
             return confidence_map * self.whole_map.is_proposal.to(confidence_map)
@@ -130,10 +128,10 @@ class BMN(nn.Module):
         rows = F.relu_(self.boundary_matching(table, conv3d.bias))
         return F.relu_(F.linear(rows, reduction.weight.flatten(1), reduction.bias))
 
-    def _by_cell(self, table, cells):
-        """Logits [2, T*T] of one video, from the cells that differ."""
+    def _by_cell(self, rows, cells):
+        """Logits [2, T*T] of one video, from the cells that differ; rows [P + 1, 128]."""
         _, _, first, _, second, _, last, _ = self.x_2d_p
-        rows = cells.first(self._proposals(table), first.weight, first.bias)
+        rows = cells.first(rows, first.weight, first.bias)
         rows = cells.second(rows, second.weight, second.bias)
         logits = _float32_at_least(F.linear(rows, last.weight.flatten(1), last.bias))
         return logits.t().index_select(1, cells.row)

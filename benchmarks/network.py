@@ -2,12 +2,14 @@
 
     python3 benchmarks/network.py --reference DIR           # side by side, about ten minutes; needs 11 GB
     python3 benchmarks/network.py --tscales 50,100,200,400 --batches 1,2,4,8,16 --profile       # ours alone
+    python3 benchmarks/network.py --device cuda [--reference DIR]       # on a card: seconds of the clock instead
 
 DIR is a clone of github.com/JJBOY/BMN-Boundary-Matching-Network at a92c1d7; what no longer runs in it is mended in
 memory. Both networks have the same weights, inputs, labels and draws, but their own losses; they take turns in one
 process. Times are processor seconds a video, the least of the repeats; memory is the peak of a fresh process.
 """
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -21,7 +23,9 @@ from reference import load_reference
 
 from bmn.data.annotations import Video
 from bmn.errors import UserError, run_as_program
-from bmn.machine.amp import bfloat16_problem
+from bmn.machine.amp import Plain, bfloat16_problem
+from bmn.machine.device import cuda_problem, keep_freed_memory
+from bmn.network.contraction import choose_contraction
 from bmn.options import COUNT, DEFAULTS
 from dataset import Labels
 from loss_function import bmn_loss_func, get_mask
@@ -207,6 +211,83 @@ def profile(args, ours):
             print("  %-16s %5.1f %%" % (name, 100 * part / total), flush=True)
 
 
+CARD = {"float32": (False, None), "TF32": (True, None), "float16 O1": (True, torch.float16)}    # TF32, autocast
+
+
+def card_seconds(work, synchronize):
+    """Median seconds of five rounds of ``work()``, after two that are not timed; None where memory is short."""
+    took = []
+    try:
+        for _ in range(7):
+            synchronize()
+            began = time.perf_counter()
+            work()
+            synchronize()
+            took.append(time.perf_counter() - began)
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        return None
+    return float(np.median(took[2:]))
+
+
+def on_card(args, kind, batches):
+    """Print milliseconds a video of both networks on a card, and ours as a share of the rate of its products.
+
+    Both have our loss, because the reference's runs on card 0 alone. Float16 is not scaled: that changes no time.
+    """
+    synchronize = getattr(torch, kind).synchronize if kind != "cpu" else (lambda: None)
+    print("\n%-11s %6s %-14s %14s %10s %8s %16s" % ("milliseconds", "batch", "", "reference", "ours", "ratio",
+                                                    "share of peak"))
+    for name, (short, dtype) in CARD.items():
+        if kind == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = short
+        square = torch.randn(4096 if kind == "cuda" else 256, 4096, device=kind, dtype=dtype or torch.float32)
+        peak = len(square) ** 2 * 4096 / card_seconds(functools.partial(torch.mm, square, square.t()), synchronize)
+        precision = Plain(name, lambda dtype=dtype: torch.autocast(kind, dtype or torch.float16, dtype is not None))
+        for batch in batches:
+            data = [part.to(kind) for part in make_batch(batch, args.temporal_scale)]
+            took = {}
+            for side in ("reference", "ours"):
+                if side == "reference" and not args.reference:
+                    continue
+                one = Side(dict(DEFAULTS, temporal_scale=args.temporal_scale), args.reference if side == "reference"
+                           else None)
+                one.network.to(kind)
+                if side == "ours":
+                    choose_contraction(one.network, CardRuntime(kind, synchronize), precision, batch, True)
+                took[side] = [card_seconds(functools.partial(card_step, one, data, precision, training), synchronize)
+                              for training in (True, False)]
+            for index, work in enumerate(("training step", "inference")):
+                ours, theirs = took["ours"][index], took.get("reference", (None, None))[index]
+                rate = batch * arithmetic(one.network) * (3 if index == 0 else 1) / ours if ours else 0
+                print("%-11s %6d %-14s %14s %10s %8s %15.0f%%" % (
+                    name, batch, work, *("-" if value is None else "%.3f" % (1000 * value / batch)
+                                         for value in (theirs, ours)),
+                    "%.1fx" % (theirs / ours) if theirs and ours else "-", 100 * rate / peak), flush=True)
+
+
+def card_step(side, data, precision, training):
+    with torch.set_grad_enabled(training), precision.autocast():
+        outputs = side.network(data[0])
+    if training:
+        side.optimizer.zero_grad()
+        bmn_loss_func(*(output.float() for output in outputs), *data[1:],
+                      get_mask(data[1].shape[1]).to(data[0].device))[0].backward()
+        side.optimizer.step()
+
+
+class CardRuntime:
+    """What :func:`choose_contraction` needs of a Runtime."""
+
+    is_main, log = True, staticmethod(print)
+    agreed = staticmethod(lambda found: found)
+    random_state, set_random_state = staticmethod(torch.get_rng_state), staticmethod(torch.set_rng_state)
+
+    def __init__(self, kind, synchronize):
+        self.kind, self.synchronize = kind, synchronize
+
+
 def counts(text):
     """An argparse type: whole numbers above 0, separated by commas."""
     return [COUNT(part) for part in text.split(",")]
@@ -221,11 +302,18 @@ def main():
     parser.add_argument("--tscales", type=counts, help="values of T for a table of ours, such as 50,100,200,400")
     parser.add_argument("--batches", type=counts, help="batch sizes for a table of ours, such as 1,2,4,8,16")
     parser.add_argument("--profile", action="store_true", help="where a training step of ours spends its time")
+    parser.add_argument("--device", choices=("cuda",), help="measure on a card, with batches of --batches or 16,128")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()         # as main.py does
     if args.one:
         return one(args)
+    if args.device:
+        problem = cuda_problem()
+        if problem:
+            raise UserError("--device cuda: %s; without it the measurement runs on the CPU" % problem)
+        return on_card(args, args.device, args.batches or (16, 128))
     if not (args.reference or args.tscales or args.batches or args.profile):
         raise UserError("nothing to measure: give --reference DIR, --tscales, --batches or --profile")
     print("PyTorch %s, one thread%s" % (torch.__version__, ", O0 alone: %s" % NO_BFLOAT16 if NO_BFLOAT16 else ""))

@@ -179,6 +179,8 @@ GROUPS = {
         Option("world_size", 1, COUNT, "number of processes"),
         Option("opt_level", "O1", ("O0", "O1", "O2"), "O0: float32; O1: mixed precision; O2: apex only"),
         Option("loss_scale", 128.0, LOSS_SCALE, "factor on the loss in float16, -1: dynamic"),
+        Option("bm_contraction", "auto", ("auto", "bags", "dense"),
+               "how the BM layer contracts: weights that are not zero, or all; auto: a card measures which is faster"),
         Option("patience", 60.0, SECONDS, "seconds after which a process that stands still ends the whole run"),
         Option("log_seconds", 30.0, SECONDS, "seconds between two lines of progress"),
         Option("profile", "", str, "folder for a trace of a few training steps"),

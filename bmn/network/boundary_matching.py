@@ -10,7 +10,7 @@ Conv3d's weight.
 Y, the table, is one small matrix product; the rest is a product with W, of which 3 % is not zero. The map never exists.
 """
 import functools
-from typing import Any, Callable
+from typing import Any, Callable, List, Tuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class BoundaryMatching:
                  layout: str = "reference", max_duration: int = 0):
         self.options = tscale, num_sample, num_sample_perbin, ratio, contraction, layout, max_duration
         self.contraction = contraction
+        self.num_sample = num_sample
         self.rows, self.proposals = tscale * num_sample, len(proposals(tscale, max_duration)[0])
         proposal, n, t, weight = sampling_weights(tscale, num_sample, num_sample_perbin, ratio, layout, max_duration)
         self.cell = torch.from_numpy(proposal * self.rows + t * num_sample + n)     # in W as [P, T*N], ascending in p
@@ -61,13 +62,19 @@ class BoundaryMatching:
             return torch.matmul(self._dense(table), table) + bias
         if table.dim() == 3:
             return torch.stack([self(video, bias) for video in table.unbind(0)])
-        return _WeightedBags.apply(table, bias, *self._bags(table))
+        return _WeightedBags.apply(table, bias, *self.bags(table))
+
+    def ways(self, device: torch.device, dtype: Any) -> List[str]:
+        """The contractions that can be used there, "bags" or "dense": dense where its weights are not too many."""
+        bags = _has_bags(device.type, dtype)
+        return ["bags"] * bags + ["dense"] * (not bags or self.rows * self.proposals <= DENSE_AT_MOST)
 
     def uses_bags(self, table: torch.Tensor) -> bool:
         """Whether to take the weights that are not zero, or a dense matrix product with all of them.
 
-        Dense: on an NPU, in an exported graph, and where this PyTorch has no bags for the type. Also in 16 bit on
-        CUDA up to a size, where tensor cores do the 30-fold arithmetic faster than memory serves a sparse gather.
+        Dense: on an NPU, in an exported graph, and where this PyTorch has no bags for the type. On a card main.py
+        measures (bmn/network/contraction.py). For those who do not: in 16 bit on CUDA up to a size, where tensor cores
+        should do the 30-fold arithmetic faster than memory serves a sparse gather.
         """
         if self.contraction != "auto":
             return self.contraction == "bags"
@@ -84,11 +91,18 @@ class BoundaryMatching:
         weights = torch.zeros((self.proposals + 1) * self.rows).scatter(0, self.cell, self.weight)
         return weights.view(-1, self.rows).to(device, dtype)
 
-    def _bags(self, table):
+    def bags(self, table: torch.Tensor) -> Tuple[tuple, tuple]:
+        """For :meth:`weighted_sums`, on the device and in the type of ``table``: bags of its rows for each proposal,
+        and bags of proposals for each row, which give the gradient."""
         return self._constants("bags", table.device, table.dtype, self._build_bags)
 
+    @staticmethod
+    def weighted_sums(rows: torch.Tensor, bags: tuple) -> torch.Tensor:
+        """A weighted sum of ``rows`` [R, O] for each bag: [bags, O]."""
+        index, offset, weight = bags
+        return F.embedding_bag(index, rows, offset, mode="sum", per_sample_weights=weight)
+
     def _build_bags(self, device, dtype):
-        """Bags of table rows for each proposal, and bags of proposals for each table row, for the gradient."""
         proposal, row = np.divmod(self.cell.numpy(), self.rows)
         order = np.argsort(row.astype(np.min_scalar_type(self.rows)), kind="stable")        # radix sort up to 16 bit
         weight = self.weight.to(device, dtype)
@@ -120,27 +134,24 @@ class _WeightedBags(torch.autograd.Function):
     def forward(ctx, table, bias, forward_bags, backward_bags):
         # table [T*N, O] -> [P + 1, O]
         ctx.backward_bags = backward_bags
-        return _weighted_sums(table.detach(), forward_bags).add_(bias)
+        return BoundaryMatching.weighted_sums(table.detach(), forward_bags).add_(bias)
 
     @staticmethod
     def backward(ctx, grad):
-        return _weighted_sums(grad.contiguous(), ctx.backward_bags), grad.sum(0), None, None
-
-
-def _weighted_sums(rows, bags):
-    index, offset, weight = bags
-    return F.embedding_bag(index, rows, offset, mode="sum", per_sample_weights=weight)
+        return BoundaryMatching.weighted_sums(grad.contiguous(), ctx.backward_bags), grad.sum(0), None, None
 
 
 def _bags(bag, number, index, weight):
     """(index, offset, weight) of ``number`` bags on the weights' device; ``bag`` is sorted and may skip some."""
     offset = np.searchsorted(bag, np.arange(number))
-    return torch.from_numpy(index).to(weight.device), torch.from_numpy(offset).to(weight.device), weight
+    # 32-bit indices, where this PyTorch takes them: less to read beside the rows.
+    dtype = torch.int32 if _has_bags(weight.device.type, weight.dtype, torch.int32) else torch.int64
+    return (*(torch.from_numpy(part).to(weight.device, dtype) for part in (index, offset)), weight)
 
 
 @functools.lru_cache(maxsize=None)
-def _has_bags(device_type, dtype):
-    zero = torch.zeros(1, dtype=torch.int64, device=device_type)
+def _has_bags(device_type, dtype, index_dtype=torch.int64):
+    zero = torch.zeros(1, dtype=index_dtype, device=device_type)
     one = torch.ones(1, 1, dtype=dtype, device=device_type)
     try:
         F.embedding_bag(zero, one, zero, mode="sum", per_sample_weights=one[0])

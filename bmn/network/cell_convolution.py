@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 from bmn.layouts import LAYOUTS, map_cell
 from bmn.network.boundary_matching import DeviceConstants, exporting
+from bmn.network.products import product
+from bmn.network.proposal_rows import through_relu
 from bmn.sampling import proposals
 
 
@@ -150,7 +152,7 @@ class _CellConvolution:
     def __call__(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """ReLU of the convolution: [rows of the previous layer, C] -> [rows of this one, O]; weight [O, C, 3, 3]."""
         weight = weight.permute(0, 2, 1, 3).reshape(weight.shape[0], -1, 1, 3)          # [O, 3*C, 1, 3]
-        return _rows(F.relu_(_Convolve.apply(rows, weight, bias, self)))
+        return _Convolve.apply(rows, weight, bias, self)
 
     def columns(self, rows):
         # [*, C] -> [rows, 3*C]; beyond the border of the map there are zeros
@@ -162,16 +164,20 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, weight, bias, cells):
+        result = _rows(F.relu_(_along(cells.columns(rows), weight, bias)))
         ctx.cells = cells
-        ctx.save_for_backward(rows, weight)
-        return _along(cells.columns(rows), weight, bias)
+        ctx.save_for_backward(rows, weight, result)
+        return result
 
     @staticmethod
     def backward(ctx, grad):
-        rows, weight = ctx.saved_tensors
-        grad = _rows(grad)
+        rows, weight, result = ctx.saved_tensors
+        grad = through_relu(grad, result)
         columns = ctx.cells.columns(rows.to(grad.dtype))        # autocast may have cast in between
-        grad_weight = torch.stack([grad[1:].t() @ columns[:-1], grad.t() @ columns, grad[:-1].t() @ columns[1:]], -1)
+        # [3 * O, M]: the gradient of the cell after each one, of itself, and of the cell before
+        shifted = F.pad(grad.t(), (1, 1))
+        shifted = torch.cat([shifted[:, 2:], shifted[:, 1:-1], shifted[:, :-2]])
+        grad_weight = product(shifted, columns.t()).view(3, grad.shape[1], -1).permute(1, 2, 0)
         grad_columns = _rows(_along(grad, weight.to(grad.dtype).flip(3).transpose(0, 1), None))
         index, offset = ctx.cells.used_by
         grad_rows = F.embedding_bag(index, grad_columns.reshape(-1, rows.shape[1]), offset, mode="sum")
