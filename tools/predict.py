@@ -66,7 +66,7 @@ from bmn.data.windows import cut, joined, padded, with_stride
 from bmn.files import check_outputs, inside
 from bmn.inputs import check_input, open_text
 from bmn.progress import progress
-from bmn.results import figures
+from bmn.results import figures, time_axis
 from bmn.training import checkpoint, recorded
 from bmn.values import by_id, number, video_id
 from models import BMN
@@ -220,7 +220,7 @@ def draw(path: str, name: str, video: Video, maps: Tuple[np.ndarray, ...], found
     """
     truth = sorted(video.actions)
     confidence_map, start, end = maps
-    figures.save(figures.prediction(name, video.proposal_seconds, start, end, confidence_map, found, truth), path)
+    figures.save(time_axis.prediction(name, video.proposal_seconds, start, end, confidence_map, found, truth), path)
 
 
 def check_paths(args: argparse.Namespace) -> None:
