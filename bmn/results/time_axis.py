@@ -158,8 +158,8 @@ def _places(truth, limit, point):
     """
     free_from, places = [-np.inf] * LANES, []
     for first, last, label in truth:
-        text, width = _cut(label, limit / point - 6)
-        room = (width + 4) * point
+        text, width = _cut(" ".join(label.split()), limit / point - 6)
+        room, first = (width + 4) * point, max(first, 0)
         begin = next((begin for begin, fits in ((first, room <= last - first), (last, last + room <= limit),
                                                 (first - room, first >= room)) if fits), limit - room)
         lane = next((lane for lane, free in enumerate(free_from) if free <= min(first, begin)), None)

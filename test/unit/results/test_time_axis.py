@@ -8,6 +8,7 @@ from formulas import smooth
 from matplotlib.patches import PathPatch
 
 from bmn.results import figures, time_axis
+from bmn.results.fonts import all_letters
 
 MAPS = smooth((1, 20), 1)[0], smooth((1, 20), 2)[0], smooth((2, 20, 20), 3)
 CHINESE = "\u8df3\u6c34"         # diving
@@ -27,7 +28,8 @@ def boxes(axes, height):
 
 def texts(axes):
     """The labels and scores on an axis, and where they lie, in pixels."""
-    axes.figure.canvas.draw()
+    with all_letters(axes.figure):
+        axes.figure.canvas.draw()
     return [(text.get_text(), text.get_window_extent()) for text in axes.texts]
 
 
@@ -161,7 +163,7 @@ def test_marks_of_the_truth_lie_within_the_map(rng, count):
 
 
 def test_nothing_sticks_out_of_a_figure(rng):
-    for figure in time_axis.prediction_in_two(900.0, *MAPS, np.empty((0, 3)), many(rng, 300)):
+    for figure in time_axis.prediction_in_two(900.0, *MAPS, np.empty((0, 3)), many(rng, 300, labels=("Polo",))):
         figure.canvas.draw()
         for axes in figure.axes:
             place = axes.get_tightbbox(figure.canvas.get_renderer())
@@ -186,6 +188,6 @@ def test_many_actions_cost_little(rng):
         buffer = io.BytesIO()
         time_axis.boundaries(900.0, *maps, np.empty((0, 3)), truth).savefig(buffer, format="svg")
         return len(buffer.getvalue())
-    none, few, hundreds = (size(many(rng, count), *MAPS[:2]) for count in (0, 10, 300))
+    none, few, hundreds = (size(many(rng, count, labels=("Polo", "Ballet")), *MAPS[:2]) for count in (0, 10, 300))
     assert hundreds - none < 290 * 400 and few > none
     assert size([], rng.rand(20000), rng.rand(20000)) - none < 200000
