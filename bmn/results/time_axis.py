@@ -159,9 +159,9 @@ def _places(truth, limit, point):
     free_from, places = [-np.inf] * LANES, []
     for first, last, label in truth:
         text, width = _cut(" ".join(label.split()), limit / point - 6)
-        room, first = (width + 4) * point, max(first, 0)
-        begin = next((begin for begin, fits in ((first, room <= last - first), (last, last + room <= limit),
-                                                (first - room, first >= room)) if fits), limit - room)
+        room, seen = (width + 4) * point, max(first, 0)
+        begin = next((begin for begin, fits in ((seen, room <= last - seen), (last, last + room <= limit),
+                                                (seen - room, seen >= room)) if fits), limit - room)
         lane = next((lane for lane, free in enumerate(free_from) if free <= min(first, begin)), None)
         if lane is not None:
             free_from[lane] = max(last, begin + room) + GAP * point
@@ -229,7 +229,8 @@ def draw_confidence(figure: Any, grid_cell: Any, seconds: float, confidence_map:
         at = np.clip([one[:2] for one in truth], 0, seconds).T
         if len(truth) <= RINGS:
             for colour, width in (("k", 3.5), ("w", 1.5)):
-                axes.plot(*at, "o", markersize=10, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=width)
+                axes.plot(*at, "o", markersize=10, markerfacecolor="none", markeredgecolor=colour,
+                          markeredgewidth=width)
         else:
             half = 0.006 * seconds
             _draw_bars(axes, [(first - half, first + half, last) for first, last in at.T], 2 * half, facecolor="w",

@@ -33,7 +33,10 @@ def texts(axes):
     return [(text.get_text(), text.get_window_extent()) for text in axes.texts]
 
 
-def axis_of(truth, seconds=100.0, proposals=np.empty((0, 3))):
+NOTHING = np.empty((0, 3))
+
+
+def axis_of(truth, seconds=100.0, proposals=NOTHING):
     return time_axis.segments(seconds, proposals, truth).axes[0]
 
 
@@ -62,7 +65,7 @@ def test_prediction_shows_the_ten_best_and_the_truth():
 
 def test_what_the_actions_cover_is_shaded_once():
     truth = [(5.0, 30.0, "a"), (10.0, 20.0, "b"), (25.0, 40.0, "c"), (60.0, 61.0, "d")]
-    figure = time_axis.boundaries(100.0, *MAPS[:2], np.empty((0, 3)), truth)
+    figure = time_axis.boundaries(100.0, *MAPS[:2], NOTHING, truth)
     for axes in figure.axes:
         shades = [patch for patch in axes.findobj(PathPatch) if patch.get_alpha()]
         assert [patch.get_path().vertices.reshape(-1, 5, 2)[:, :2, 0].tolist() for patch in shades] == [
@@ -70,7 +73,7 @@ def test_what_the_actions_cover_is_shaded_once():
 
 
 def test_names_are_not_read_as_formulas(tmp_path):
-    figure = time_axis.prediction("v_$x_{$", 100.0, *MAPS, np.empty((0, 3)), [(1, 2, "$x_{$")])
+    figure = time_axis.prediction("v_$x_{$", 100.0, *MAPS, NOTHING, [(1, 2, "$x_{$")])
     figures.save(figure, str(tmp_path / "a.png"))
 
 
@@ -86,7 +89,7 @@ def test_every_action_is_drawn_and_counted_and_no_text_lies_on_another(rng, coun
     assert len(shown) == len(drawn) + 10 <= 60
     ticks = [tick.get_text() for tick in axes.get_yticklabels()]
     assert ("and %d more" % len(others) in ticks) == (len(others) > 0)
-    assert len(set(round(box[2]) for box in drawn)) <= time_axis.LANES
+    assert len({round(box[2]) for box in drawn}) <= time_axis.LANES
     assert count < 300 or len(drawn) >= 15
     frame = axes.get_window_extent()
     for index, (text, place) in enumerate(shown):
@@ -127,12 +130,12 @@ def test_wide_letters_take_twice_the_room():
     assert time_axis._width(CHINESE * 5) == 10 * time_axis.FONT > 1.5 * time_axis._width("x" * 10)
 
 
-@pytest.mark.parametrize("level, noise, scale", [(0.0, 1e-6, 0.1), (0.02, 1e-3, 0.1), (0.25, 1e-3, 0.5), (0.0, 0.0, 0.1),
+@pytest.mark.parametrize("level, noise, scale", [(0.0, 1e-6, 0.1), (0.02, 1e-3, 0.1), (0.25, 1e-3, 0.5), (0.0, 0, 0.1),
                                                  (0.8, 0.1, 1.0)])
 def test_noise_is_not_blown_up(rng, level, noise, scale):
     confidence = np.stack([np.ones((20, 20)), level + noise * rng.rand(20, 20)])
     confidence[:, np.tri(20, k=-1, dtype=bool)] = 1         # cells that are not shown say nothing
-    figure = time_axis.prediction("v", 100.0, *MAPS[:2], confidence, np.empty((0, 3)))
+    figure = time_axis.prediction("v", 100.0, *MAPS[:2], confidence, NOTHING)
     image = figure.axes[2].get_images()[0]
     assert image.get_clim() == (0, scale)
     colours = image.cmap(image.norm(image.get_array()))[~image.get_array().mask]
@@ -143,7 +146,7 @@ def test_noise_is_not_blown_up(rng, level, noise, scale):
 def test_marks_of_the_truth_lie_within_the_map(rng, count):
     truth = many(rng, count)
     truth[0], truth[-1] = (-20.0, 950.0, "a"), (880.0, 990.0, "b")
-    figure = time_axis.prediction_in_two(900.0, *MAPS, np.empty((0, 3)), truth)[1]
+    figure = time_axis.prediction_in_two(900.0, *MAPS, NOTHING, truth)[1]
     figure.canvas.draw()
     axes, frame = figure.axes[0], figure.axes[0].get_window_extent()
     expected = np.clip([one[:2] for one in truth], 0, 900)
@@ -163,21 +166,22 @@ def test_marks_of_the_truth_lie_within_the_map(rng, count):
 
 
 def test_nothing_sticks_out_of_a_figure(rng):
-    for figure in time_axis.prediction_in_two(900.0, *MAPS, np.empty((0, 3)), many(rng, 300, labels=("Polo",))):
+    for figure in time_axis.prediction_in_two(900.0, *MAPS, NOTHING, many(rng, 300, labels=("Polo",))):
         figure.canvas.draw()
         for axes in figure.axes:
             place = axes.get_tightbbox(figure.canvas.get_renderer())
-            assert place.x0 >= -1 and place.y0 >= -1 and place.x1 <= figure.bbox.x1 + 1 and place.y1 <= figure.bbox.y1 + 1
+            assert min(place.x0, place.y0) >= -1
+            assert place.x1 <= figure.bbox.x1 + 1 and place.y1 <= figure.bbox.y1 + 1
 
 
 def test_a_curve_of_many_positions_keeps_every_peak(rng):
     for count in (999, 1000, 1001, 1234, 12345):
         start = rng.rand(count)
         start[rng.randint(count)], start[rng.randint(count)] = 2, -1
-        line = time_axis.boundaries(900.0, start, start, np.empty((0, 3))).axes[0].get_lines()[0]
+        line = time_axis.boundaries(900.0, start, start, NOTHING).axes[0].get_lines()[0]
         at, values = line.get_data()
         assert len(at) <= time_axis.POINTS + 50 and (values.max(), values.min()) == (start.max(), start.min())
-        assert (np.diff(at) > 0).all() or count > 1000 and (np.diff(at) >= 0).all()
+        assert (np.diff(at) > 0).all() or (count > 1000 and (np.diff(at) >= 0).all())
         np.testing.assert_array_equal(values, start[np.round(at * count / 900).astype(int)])
         assert count > 1000 or len(at) == count
 
@@ -186,7 +190,7 @@ def test_many_actions_cost_little(rng):
     """A page of three videos with 300 actions each had 1.5 MB of SVG: patches, texts and markers by the thousand."""
     def size(truth, *maps):
         buffer = io.BytesIO()
-        time_axis.boundaries(900.0, *maps, np.empty((0, 3)), truth).savefig(buffer, format="svg")
+        time_axis.boundaries(900.0, *maps, NOTHING, truth).savefig(buffer, format="svg")
         return len(buffer.getvalue())
     none, few, hundreds = (size(many(rng, count, labels=("Polo", "Ballet")), *MAPS[:2]) for count in (0, 10, 300))
     assert hundreds - none < 290 * 400 and few > none
