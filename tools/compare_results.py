@@ -56,6 +56,7 @@ from report import SHOWN, card, section, table, write_page
 AMONG = 100         # proposals of a video on average, for recall by class and by tIoU
 VIDEOS = 3          # that are drawn where A is better, and as many where B is
 ACTIONS = 10        # that are listed, likewise
+FIRST = 15          # classes that are shown at once
 NO_FIGURE = "&ndash;"
 
 
@@ -195,8 +196,11 @@ def classes_section(results: Sequence[Result], labels: np.ndarray) -> str:
         rows.append((-abs(recall[1][2] - recall[1][1]), cells))
     names = ["AR@%d" % AMONG, "AUC"] + ["AP"] * any(one.precision is not None for one in results)
     header = ["class", "actions"] + [cell for name in names for cell in (name + " A", "B", "B &minus; A")]
-    return section("By class", "The largest difference of the AUC comes first. Few actions differ easily.", [
-        card_of_table(counted(len(rows), "class"), header, [cells for _, cells in sorted(rows)])])
+    rows = [cells for _, cells in sorted(rows)]
+    rest = "<details><summary>%s</summary>%s</details>" % (counted(len(rows) - FIRST, "more class"), card_of_table(
+        "The others", header, rows[FIRST:])) if len(rows) > FIRST else ""
+    return section("By class", "The largest difference of the AUC comes first. A class with few actions differs "
+                   "easily.", [card_of_table("Classes", header, rows[:FIRST])]) + rest
 
 
 def differences(results: Sequence[Result], actions: Dict[str, List[tuple]], protocol: Protocol) -> List[str]:
@@ -208,7 +212,7 @@ def differences(results: Sequence[Result], actions: Dict[str, List[tuple]], prot
     single = most_different(overlap[1] - overlap[0], ACTIONS)
     cards = []
     for better, chosen in zip("AB", single):
-        rows = [[html.escape(flat[index][0]), html.escape(flat[index][1][2]), "%.1f to %.1f" % flat[index][1][:2]]
+        rows = [[html.escape(flat[index][0]), html.escape(flat[index][1][2]), "%.2f&ndash;%.2f" % flat[index][1][:2]]
                 + as_cells("", *(one[index] for one in overlap))[1:] for index in chosen]
         cards.append(card_of_table("%s that %s finds better" % ("Actions" if rows else "No action", better),
                                    ["video", "label", "seconds", "tIoU A", "B", "B &minus; A"], rows))
