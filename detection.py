@@ -93,7 +93,13 @@ def classify(proposals: np.ndarray, classes: Sequence[Tuple[str, float]]) -> Lis
 def mean_average_precision(ground_truth: Dict[str, List[tuple]], detections: Dict[str, List[tuple]],
                            protocol: Protocol = PROTOCOLS["activitynet"],
                            ambiguous: Dict[str, List[tuple]] = {}) -> np.ndarray:       # noqa: B006 (never changed)
-    """mAP over the classes of the ground truth: float64 [H].
+    """mAP over the classes of the ground truth: float64 [H]; arguments as in :func:`average_precisions`."""
+    return np.mean(list(average_precisions(ground_truth, detections, protocol, ambiguous).values()), axis=0)
+
+
+def average_precisions(ground_truth: Dict[str, List[tuple]], detections: Dict[str, List[tuple]], protocol: Protocol,
+                       ambiguous: Dict[str, List[tuple]]) -> Dict[str, np.ndarray]:
+    """Average precision of each class of the ground truth: {label: float64 [H]}.
 
     Args:
         ground_truth: {id: [(start, end, label)]}.
@@ -108,8 +114,8 @@ def mean_average_precision(ground_truth: Dict[str, List[tuple]], detections: Dic
     for name, rows in detections.items():
         for label, score, segment in rows:
             found.setdefault(label, []).append((score, name, segment))
-    return np.mean([_average_precision(its_actions, found.get(label, []), protocol, ambiguous)
-                    for label, its_actions in actions.items()], axis=0)
+    return {label: _average_precision(its_actions, found.get(label, []), protocol, ambiguous)
+            for label, its_actions in actions.items()}
 
 
 def _average_precision(actions, detections, protocol, ambiguous):

@@ -65,7 +65,26 @@ def average_recall(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np
     """Recall against the average number of proposals per video.
 
     Args:
-        ground_truth: {id: [(start, end, label)]}, V videos.
+        ground_truth, proposals, max_avg_nr_proposals, tiou_thresholds, points: as in :func:`hits_by_number`.
+
+    Returns:
+        (average numbers [points], mean recall [points], recall [H, points]).
+
+    Raises:
+        UserError: ``max_avg_nr_proposals`` leaves no proposal of these videos.
+    """
+    numbers, first, looked_at = hits_by_number(ground_truth, proposals, max_avg_nr_proposals, tiou_thresholds, points)
+    recall = recall_of(first, looked_at)
+    return numbers, recall.mean(axis=0), recall
+
+
+def hits_by_number(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np.ndarray],
+                   max_avg_nr_proposals: Optional[float] = 100, tiou_thresholds: np.ndarray = THRESHOLDS,
+                   points: int = 100) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which action is hit at which average number of proposals: what :func:`average_recall` counts.
+
+    Args:
+        ground_truth: {id: [(start, end, label)]}, V videos, G actions.
         proposals: {id: float64 [n, 3]} (score, start, end). Those of other videos count in the total number, because
             the protocol counts them.
         max_avg_nr_proposals: the last average number; None means the average of all proposals.
@@ -73,10 +92,11 @@ def average_recall(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np
         points: how many average numbers there are, at equal distances up to the last.
 
     Returns:
-        (average numbers [points], mean recall [points], recall [H, points]).
+        (average numbers [points], rank of the best proposal that hits each action [H, G], number of proposals that are
+        looked at in its video [G, points]), with the actions in the order of ``ground_truth``.
 
     Raises:
-        UserError: ``max_avg_nr_proposals`` leaves no proposal of these videos.
+        UserError: as in :func:`average_recall`.
     """
     videos, count = len(ground_truth), sum(map(len, proposals.values()))
     wanted = max_avg_nr_proposals or float(count) / videos
@@ -92,8 +112,12 @@ def average_recall(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np
     fraction = np.arange(1, points + 1) / float(points) * (wanted * float(videos) / number.sum())
     looked_at = np.minimum((number[:, None] * fraction).astype(int), number[:, None])      # [V, points]
     first = first_hits(segments, video_of, kept, tiou_thresholds)
-    recall = np.array([(row[:, None] < looked_at[video_of]).sum(axis=0) for row in first]) / float(len(segments))
-    return fraction * (float(number.sum()) / videos), recall.mean(axis=0), recall
+    return fraction * (float(number.sum()) / videos), first, looked_at[video_of]
+
+
+def recall_of(first: np.ndarray, looked_at: np.ndarray) -> np.ndarray:
+    """Recall [H, points] of some actions; :func:`hits_by_number` gives their ``first`` and ``looked_at``."""
+    return np.array([(row[:, None] < looked_at).sum(axis=0) for row in first]) / float(len(looked_at))
 
 
 def recall_of_videos(ground_truth: Dict[str, List[tuple]], proposals: Dict[str, np.ndarray],

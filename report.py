@@ -7,8 +7,9 @@ import html
 import io
 import json
 import os
+import re
 import warnings
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bmn.data.annotations import Video
 from bmn.errors import UserError
 from bmn.files import replacing
 from bmn.inputs import open_text
-from bmn.results import figures, pages
+from bmn.results import figures, pages, time_axis
 from bmn.values import counted, video_id
 
 FILE = "report.html"
@@ -49,9 +50,19 @@ def write_report(opt: dict, result: evaluation.Evaluation, videos: Optional[Dict
     path = report_path(opt)
     parts = [_summary(opt, result, videos, training or {}), _curves(opt, result, videos is not None),
              _videos(opt, result, videos, maps_of)]
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as handle:
-        handle.write(PAGE % "\n".join(parts))
+    write_page(path, "BMN: temporal action proposals", parts)
     return path
+
+
+def write_page(path: str, title: str, parts: Sequence[str]) -> None:
+    """Write a page of ``parts``, HTML; its title is plain text.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    title = html.escape(title)
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as handle:
+        handle.write(PAGE % (title, title, "\n".join(parts)))
 
 
 def report_path(opt: dict) -> str:
@@ -67,11 +78,11 @@ def _summary(opt, result, videos, training):
         counted(len(videos or result.ground_truth), "video"),
         counted(sum(map(len, result.ground_truth.values())), "annotated action"), network,
         html.escape(opt["result_file"]))
-    table = _table(["AR@%d" % number for number in numbers] + ["AUC"], [_figures(result[2:5], numbers)], "headline")
+    measured = table(["AR@%d" % number for number in numbers] + ["AUC"], [_figures(result[2:5], numbers)], "headline")
     blind = evaluation.baselines(result.ground_truth, training, videos, result.protocol) if videos else {}
     rows = [[what[0].upper() + what[1:]] + _figures(curve, numbers) for what, curve in blind.items()]
-    return "<p>%s</p>%s%s" % (text, table, "<p>For comparison, proposals that look at no video:</p>" + _table(
-        [""] + ["AR@%d" % number for number in numbers] + ["AUC"], rows, "plain") if rows else "")
+    return "<p>%s</p>%s%s" % (text, measured, "<p>For comparison, proposals that look at no video:</p>" + table(
+        [""] + ["AR@%d" % number for number in numbers] + ["AUC"], rows) if rows else "")
 
 
 def _figures(curve, numbers):
@@ -80,7 +91,8 @@ def _figures(curve, numbers):
         "%.2f" % evaluation.area_under_curve(curve[0], curve[1])]
 
 
-def _table(header, rows, style):
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "plain") -> str:
+    """HTML of a table whose cells are HTML; ``style`` is plain or headline."""
     return "<table class=%s><tr>%s</tr>%s</table>" % (
         style, "".join("<th>%s</th>" % cell for cell in header),
         "".join("<tr>%s</tr>" % "".join("<td>%s</td>" % cell for cell in row) for row in rows))
@@ -89,18 +101,18 @@ def _table(header, rows, style):
 def _curves(opt, result, of_a_network):
     """The curves of the whole evaluation, and of the training where its metrics.jsonl exists."""
     thresholds, numbers = result.protocol.recall_at, result.protocol.numbers
-    cards = [_card("Average recall against the average number of proposals",
-                   figures.recall_curve(*result[2:5], thresholds, figures.REPORT)),
-             _card("Recall against tIoU", figures.recall_by_tiou(result.recall, thresholds, numbers))]
+    cards = [card("Average recall against the average number of proposals",
+                   figures.recall_by_number(*result[2:5], thresholds)),
+             card("Recall against tIoU", figures.recall_by_tiou(result.recall, thresholds, numbers))]
     record = os.path.join(opt["checkpoint_path"], "metrics.jsonl")
     of_this_network = os.path.dirname(os.path.abspath(opt["pth_path"])) == os.path.abspath(opt["checkpoint_path"])
     if of_a_network and of_this_network and not opt["onnx"] and os.path.isfile(record):
-        cards.append(_card("Losses of the training", figures.training_curve(_read_epochs(record))))
+        cards.append(card("Losses of the training", figures.training_curve(_read_epochs(record))))
     rows = [["%.2f" % threshold] + ["%.1f" % (100 * recall[number - 1]) for number in numbers]
             for threshold, recall in zip(thresholds, result.recall)]
     cards.append("<figure>%s<figcaption>Recall in percent, by tIoU and number of proposals</figcaption></figure>"
-                 % _table(["tIoU", *("%d" % number for number in numbers)], rows, "plain"))
-    return _section("Curves", "", cards)
+                 % table(["tIoU", *("%d" % number for number in numbers)], rows))
+    return section("Curves", "", cards)
 
 
 def _read_epochs(path):
@@ -143,7 +155,7 @@ def _videos(opt, result, videos, maps_of):
             played.append(pages.PageVideo(names[video_id(name)], file, seconds, proposals, truth,
                                           *(its_maps[1:] if its_maps else ())))
             link = '. <a href="%s">Play it</a>' % html.escape(pages.link_to(page, names[video_id(name)]))
-        sections.append(_section(
+        sections.append(section(
             "%s video: %s" % (title, names[video_id(name)]),
             "%s in %.0f seconds. Recall of the best %d proposals, mean over tIoU %g to %g: %.0f&nbsp;%%%s" % (
                 counted(len(truth), "action"), seconds, SHOWN, thresholds[0], thresholds[-1], 100 * recall[name], link),
@@ -155,34 +167,45 @@ def _videos(opt, result, videos, maps_of):
 
 def _cards_of_a_video(seconds, maps, proposals, truth):
     if maps is None:
-        return [_card("Ground truth and the best proposals", figures.time_axis(seconds, proposals, truth))]
+        return [card("Ground truth and the best proposals", time_axis.segments(seconds, proposals, truth))]
     confidence_map, start, end = maps
     if confidence_map is None:
-        return [_card("Boundary probabilities, ground truth and the best proposals",
-                      figures.boundaries(seconds, start, end, proposals, truth, figures.WIDE))]
-    time_axis, confidence = figures.prediction_in_two(seconds, start, end, confidence_map, proposals, truth)
-    return [_card("Boundary probabilities, ground truth and the best proposals", time_axis),
-            _card("Confidence of every pair of start and end", confidence)]
+        caption, drawn = "Boundary probabilities, ground truth and the best proposals", (start, end, proposals, truth)
+        return [card(caption, time_axis.boundaries(seconds, *drawn, time_axis.WIDE),
+                     time_axis.boundaries(seconds, *drawn))]
+    curves, confidence = time_axis.prediction_in_two(seconds, start, end, confidence_map, proposals, truth)
+    return [card("Boundary probabilities, ground truth and the best proposals", curves),
+            card("Confidence of every pair of start and end", confidence)]
 
 
-def _section(title, text, cards):
+def section(title: str, text: str, cards: Sequence[str]) -> str:
+    """HTML of a section: its title, which is plain text, some HTML, and the cards below it."""
     return "<section><h2>%s</h2>%s<div class=cards>%s</div></section>" % (
         html.escape(title), "<p>%s</p>" % text if text else "", "".join(cards))
 
 
-def _card(caption, figure):
-    return '<figure><img src="data:image/svg+xml;base64,%s" alt="%s"><figcaption>%s</figcaption></figure>' % (
-        _svg(figure), caption, caption)
+def card(caption: str, figure: Any, on_a_phone: Any = None) -> str:
+    """HTML of a figure and its caption, which is plain text; ``on_a_phone`` takes its place on a narrow screen."""
+    narrow = '<source media="(max-width: 600px)" srcset="%s">' % _svg(on_a_phone) if on_a_phone else ""
+    caption = html.escape(caption)
+    return '<figure><picture>%s<img src="%s" alt="%s"></picture><figcaption>%s</figcaption></figure>' % (
+        narrow, _svg(figure), caption, caption)
 
 
 def _svg(figure):
-    """A figure as base64 text of an SVG. Its text stays text, because the browser has letters of every language."""
+    """The address of a figure as an SVG within the page. Its text is text: a browser has letters of every language."""
     import matplotlib
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+    buffer, fonts = io.BytesIO(), {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}      # else each has ten
+    with matplotlib.rc_context(fonts), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    svg = re.sub(rb"<(path|use) [^>]*>", lambda tag: _short(tag.group()), buffer.getvalue())
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
+
+
+def _short(tag):
+    """A tag with numbers of two decimals, of which matplotlib writes six, and without needless spaces in paths."""
+    return re.sub(rb"\s*\b([MLCQ]) |\s+(?=z)", rb"\1", re.sub(rb"(\.\d\d)\d+", rb"\1", tag))
 
 
 PAGE = """<!DOCTYPE html>
@@ -190,7 +213,7 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>BMN: temporal action proposals</title>
+<title>%s</title>
 <style>
 body { margin: 0 auto; max-width: 1200px; padding: 0 1rem 3rem; background: #f4f5f7; color: #1c2330;
        font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; overflow-wrap: anywhere; }
@@ -200,7 +223,7 @@ p { margin: 0.25rem 0 0.75rem; color: #4a5568; }
 code { font-size: 0.9em; }
 table { width: 100%%; border-collapse: collapse; background: #fff; border-radius: 8px; }
 th, td { padding: 0.5rem 0.25rem; text-align: center; overflow-wrap: normal; }
-th { font-weight: 500; font-size: 0.85rem; color: #4a5568; }
+th { font-weight: 500; font-size: clamp(0.6rem, 2.7vw, 0.85rem); color: #4a5568; }
 .headline { max-width: 640px; }
 .headline td { font-weight: 600; font-size: clamp(0.9rem, 3.8vw, 1.35rem); padding-top: 0; }
 .plain { font-size: clamp(0.75rem, 3.4vw, 1rem); }
@@ -214,7 +237,7 @@ figcaption { margin-top: 0.25rem; font-size: 0.85rem; color: #4a5568; text-align
 </style>
 </head>
 <body>
-<h1>BMN: temporal action proposals</h1>
+<h1>%s</h1>
 %s
 </body>
 </html>

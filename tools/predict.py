@@ -77,7 +77,7 @@ from bmn.data.windows import cut, joined, margin_of, padded, with_stride
 from bmn.files import check_outputs, inside
 from bmn.inputs import check_input, open_text
 from bmn.progress import progress
-from bmn.results import figures, pages
+from bmn.results import figures, pages, time_axis
 from bmn.training import checkpoint, recorded
 from bmn.values import by_id, number, video_id
 from bmn.video.packages import check_python
@@ -275,7 +275,7 @@ def draw(path: str, name: str, video: Video, maps: Tuple[np.ndarray, ...], found
     """
     truth = sorted(video.actions)
     confidence_map, start, end = maps
-    figures.save(figures.prediction(name, video.proposal_seconds, start, end, confidence_map, found, truth), path)
+    figures.save(time_axis.prediction(name, video.proposal_seconds, start, end, confidence_map, found, truth), path)
 
 
 def write_page(args: argparse.Namespace, source: Any, videos: Dict[str, Video], curves: Dict[str, tuple],

@@ -1,11 +1,11 @@
-"""Figures. Each has a canvas of its own, so that no global state of matplotlib changes or matters.
+"""Figures, and the curves among them. Each has a canvas of its own: no global state of matplotlib changes or matters.
 
 matplotlib is imported when the first figure is made, and not by programs that draw nothing.
 """
 import contextlib
+import itertools
 import os
 import sys
-import unicodedata
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -13,15 +13,13 @@ import numpy as np
 from bmn.errors import UserError
 from bmn.files import replacing
 from bmn.results.fonts import all_letters
-from bmn.values import counted
 
-START_COLOUR, END_COLOUR, TRUTH_COLOUR, PROPOSAL_COLOUR = "#0072b2", "#d55e00", "#009e73", "#8da0b8"
+START_COLOUR, END_COLOUR = "#0072b2", "#d55e00"
 SMALL = (6.4, 4.4)      # inches; a figure of this size is readable on a phone
-WIDE = (10, 5)          # of a long video, in the whole width of a page
-# Style of the recall curves; the colours are those of tIoU 0.5, 0.6, ..., 0.9 in order.
-REFERENCE = {"colours": ("r", "yellow", "b", "c", "m"), "size": (12, 8), "font": 14, "width": 4, "top": 1}
-REPORT = {"colours": ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"), "size": SMALL, "font": 11, "width": 2,
-          "top": 1.02}
+# Colours of the recall curves at tIoU 0.5, 0.6, ..., 1.0 in order. The reference has the first five.
+REFERENCE = ("r", "yellow", "b", "c", "m", "g")
+REPORT = ("#d9b310", "#7ad151", "#22a884", "#2a788e", "#414487", "#440154")
+TOP = 1.02              # of an axis of recall, so that a curve at 1 is seen
 
 
 def area(x: np.ndarray, y: np.ndarray) -> float:
@@ -69,6 +67,11 @@ def _canvas():
     return FigureCanvasAgg
 
 
+def literal(text: str) -> str:
+    """``text`` as matplotlib draws it: it would read a name like $x$ as a formula, and stop at a name of odd bytes."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
+
+
 def new_figure(size: Tuple[float, float]) -> Any:
     """An empty matplotlib Figure; ``size`` is (width, height) in inches."""
     canvas = _canvas()
@@ -79,56 +82,82 @@ def new_figure(size: Tuple[float, float]) -> Any:
 
 
 def recall_curve(average_nr_proposals: np.ndarray, average_recall: np.ndarray, recall: np.ndarray,
-                 tiou_thresholds: np.ndarray, style: dict = REFERENCE) -> Any:
-    """Recall against the average number of proposals, by default as the reference draws it.
+                 tiou_thresholds: np.ndarray) -> Any:
+    """Recall against the average number of proposals, as the reference draws it.
+
+    The areas in the legend are in percent of the largest, 100 at most. The reference has no other, because its curves
+    end at 100 proposals.
 
     Args:
-        average_nr_proposals, average_recall: [100].
-        recall: [H, 100], at each of the thresholds.
+        average_nr_proposals, average_recall: [points].
+        recall: [H, points], at each of the thresholds.
         tiou_thresholds: [H].
-        style: REFERENCE or REPORT.
     """
-    figure = new_figure(style["size"])
+    figure = new_figure((12, 8))
     axes = figure.add_subplot(1, 1, 1)
-    axes.plot(average_nr_proposals, average_recall, color="k", linewidth=style["width"],
-              label="tiou = %.4g:%.4g:%.4g, area=%.2f" % (
-                  tiou_thresholds[0], (tiou_thresholds[-1] - tiou_thresholds[0]) / max(len(tiou_thresholds) - 1, 1),
-                  tiou_thresholds[-1], _cut(area(average_nr_proposals, average_recall))))
-    for index, threshold in enumerate(tiou_thresholds[::2]):
-        axes.plot(average_nr_proposals, recall[2 * index], color=style["colours"][index % 5], linewidth=style["width"],
-                  linestyle="--", label="tiou=[%.4g], area=%.2f"
-                  % (threshold, _cut(area(average_nr_proposals, recall[2 * index]))))
-    axes.legend(loc="best", fontsize=style["font"] - 2)
-    axes.set_ylabel("Average Recall", fontsize=style["font"])
-    axes.set_xlabel("Average Number of Proposals per Video", fontsize=style["font"])
+    percent = 100.0 / average_nr_proposals[-1]
+    curves = [("tiou = " + _range(tiou_thresholds), average_recall, "k", "-")]
+    curves += [("tiou=[%.4g]" % threshold, recall[2 * index], colour, "--")
+               for index, (threshold, colour) in enumerate(zip(tiou_thresholds[::2], itertools.cycle(REFERENCE)))]
+    for name, values, colour, line in curves:
+        axes.plot(average_nr_proposals, values, line, color=colour, linewidth=4,
+                  label="%s, area=%.2f" % (name, _cut(area(average_nr_proposals, values) * percent)))
+    axes.legend(loc="best", fontsize=12)
+    axes.set_ylabel("Average Recall", fontsize=14)
+    axes.set_xlabel("Average Number of Proposals per Video", fontsize=14)
     axes.grid(True, which="both")
-    axes.set_ylim(0, style["top"])
-    axes.tick_params(labelsize=style["font"])
+    axes.set_ylim(0, 1)
+    axes.tick_params(labelsize=14)
     return figure
 
 
-def _literal(text):
-    """``text`` as matplotlib draws it: it would read a name like $x$ as a formula, and stop at a name of odd bytes."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
-
-
-def _cut(number):
-    return int(number * 100) / 100.         # like the reference, which does not round
+def recall_by_number(average_nr_proposals: np.ndarray, average_recall: np.ndarray, recall: np.ndarray,
+                     tiou_thresholds: np.ndarray) -> Any:
+    """The curves of :func:`recall_curve` for a page: the legend, with each AUC in percent, hides none of them."""
+    whole = 100.0 / average_nr_proposals[-1]
+    curves = [("mean over tIoU " + _range(tiou_thresholds), average_recall, "k", "-")]
+    curves += [("tIoU %.4g" % threshold, recall[2 * index], colour, "--")
+               for index, (threshold, colour) in enumerate(zip(tiou_thresholds[::2], itertools.cycle(REPORT)))]
+    return _recall([("%s: %.1f" % (name, whole * area(average_nr_proposals, values)), values, colour, line)
+                    for name, values, colour, line in curves],
+                   average_nr_proposals, "average number of proposals per video", "AUC in percent", 2)
 
 
 def recall_by_tiou(recall: np.ndarray, tiou_thresholds: np.ndarray, numbers: Sequence[int] = (1, 5, 10, 100)) -> Any:
     """Recall [H, points] of the best ``numbers`` of proposals against tIoU [H]."""
+    return _recall([("%d" % number, recall[:, number - 1], colour, "o-")
+                    for number, colour in zip(reversed(numbers), REPORT[::-1])],
+                   tiou_thresholds, "tIoU", "number of proposals", len(numbers))
+
+
+def recall_of_several(named: Dict[str, np.ndarray], at: np.ndarray, xlabel: str) -> Any:
+    """Curves of recall of several results, {name: [points]}, against ``at`` [points]."""
+    colours = itertools.cycle((START_COLOUR, END_COLOUR, "k"))
+    return _recall([(literal(name), values, colour, "-") for (name, values), colour in zip(named.items(), colours)], at,
+                   xlabel, "", 1)
+
+
+def _recall(curves, at, xlabel, title, columns):
+    """Curves [(name, [points], colour, line)] of recall on one pair of axes, with the legend above them."""
     figure = new_figure(SMALL)
     axes = figure.add_subplot(1, 1, 1)
-    for number, colour in zip(reversed(numbers), ("#440154", "#31688e", "#35b779", "#b5a41c", "#d55e00")):
-        axes.plot(tiou_thresholds, recall[:, number - 1], "o-", color=colour, markersize=4, linewidth=2,
-                  label=counted(number, "proposal"))
-    axes.legend(fontsize=9)
-    axes.set_xlabel("tIoU", fontsize=11)
-    axes.set_ylabel("Recall", fontsize=11)
-    axes.set_ylim(0, REPORT["top"])
+    for name, values, colour, line in curves:
+        axes.plot(at, values, line, color=colour, linewidth=2, markersize=4, label=name)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncol=columns, fontsize=9, frameon=False, title=title,
+                title_fontsize=9)
+    axes.set_xlabel(xlabel, fontsize=11)
+    axes.set_ylabel("recall", fontsize=11)
+    axes.set_ylim(0, TOP)
     axes.grid(True, alpha=0.4)
     return figure
+
+
+def _range(values):
+    return "%.4g:%.4g:%.4g" % (values[0], (values[-1] - values[0]) / max(len(values) - 1, 1), values[-1])
+
+
+def _cut(number):
+    return int(number * 100) / 100.         # like the reference, which does not round
 
 
 def training_curve(epochs: List[dict]) -> Any:
@@ -145,51 +174,10 @@ def training_curve(epochs: List[dict]) -> Any:
         axes.tick_params(labelsize=9)
         axes.grid(True, alpha=0.4)
         if number == 1:
-            axes.legend(fontsize=9, frameon=False)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncol=2, fontsize=9, frameon=False)
         if number > 2:
             axes.set_xlabel("epoch", fontsize=10)
     return figure
-
-
-def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, confidence_map: np.ndarray,
-               proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Any:
-    """The network's outputs for one video: boundary probabilities, best proposals and the confidence of every pair.
-
-    Args:
-        title: of the figure.
-        seconds: length of the time axis.
-        start, end: [T], probability at each position.
-        confidence_map: [2, T, T], channel 0 regression, 1 classification, at [start, end]; cells with start > end are
-            not shown. None, of a video that was cut into windows: the curves and the time axis alone.
-        proposals: [n, 3] (score, xmin, xmax as fractions), best first; the first ten are drawn.
-        truth: (start, end, label) of each annotated action, in seconds, sorted by start.
-    """
-    if confidence_map is None:
-        figure = boundaries(seconds, start, end, proposals, truth, (13, 6))
-        figure.suptitle(_literal(title))
-        return figure
-    figure = new_figure((13, 6))
-    grid = figure.add_gridspec(1, 2, width_ratios=(1.35, 1))
-    figure.suptitle(_literal(title))
-    draw_boundaries_and_time_axis(figure, grid[0], seconds, start, end, proposals, truth)
-    draw_confidence(figure, grid[1], seconds, confidence_map, truth)
-    return figure
-
-
-def boundaries(seconds: float, start: np.ndarray, end: np.ndarray, proposals: np.ndarray, truth: Sequence[tuple] = (),
-               size: Tuple[float, float] = (6.4, 5.4)) -> Any:
-    """Boundary probabilities and time axis alone; arguments as in :func:`prediction`, ``size`` in inches."""
-    figure = new_figure(size)
-    draw_boundaries_and_time_axis(figure, figure.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
-    return figure
-
-
-def prediction_in_two(seconds: float, start: np.ndarray, end: np.ndarray, confidence_map: np.ndarray,
-                      proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Tuple[Any, Any]:
-    """The same as :func:`prediction` in two figures (time axis, confidence), which a page can arrange by its width."""
-    time_axis, confidence = boundaries(seconds, start, end, proposals, truth), new_figure((6.4, 5.4))
-    draw_confidence(confidence, confidence.add_gridspec(1, 1)[0], seconds, confidence_map, truth)
-    return time_axis, confidence
 
 
 def lengths(subsets: Dict[str, Dict[str, Any]]) -> Any:
@@ -220,96 +208,3 @@ def lengths(subsets: Dict[str, Dict[str, Any]]) -> Any:
         axes.set_ylabel("percent" if number == 1 else "")
         axes.grid(True, alpha=0.4)
     return figure
-
-
-def time_axis(seconds: float, proposals: np.ndarray, truth: Sequence[tuple]) -> Any:
-    """Ground truth and best proposals of a video of which there are no maps; arguments as in :func:`prediction`."""
-    figure = new_figure((6.4, 3.6))
-    draw_time_axis(figure.add_subplot(1, 1, 1), seconds, proposals[:10], truth)
-    return figure
-
-
-def draw_boundaries_and_time_axis(figure: Any, grid_cell: Any, seconds: float, start: np.ndarray, end: np.ndarray,
-                                  proposals: np.ndarray, truth: Sequence[tuple]) -> None:
-    """Draw the boundary probabilities above the time axis, with annotated actions shaded.
-
-    ``grid_cell`` is a matplotlib SubplotSpec; the other arguments are those of :func:`prediction`.
-    """
-    rows = grid_cell.subgridspec(2, 1, height_ratios=(1, 1.3))
-    curves = figure.add_subplot(rows[0])
-    at = np.arange(len(start)) * seconds / len(start)
-    curves.plot(at, start, color=START_COLOUR, label="start")
-    curves.plot(at, end, color=END_COLOUR, label="end")
-    curves.set_ylim(0, 1)
-    curves.set_ylabel("probability")
-    curves.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=2, frameon=False)
-    bars = figure.add_subplot(rows[1], sharex=curves)
-    draw_time_axis(bars, seconds, proposals[:10], truth)
-    for axes in (curves, bars):
-        for first, last, _ in truth:
-            axes.axvspan(first, last, color=TRUTH_COLOUR, alpha=0.12, linewidth=0, zorder=0)
-
-
-def draw_time_axis(axes: Any, seconds: float, proposals: np.ndarray, truth: Sequence[tuple]) -> None:
-    """Draw the ground truth, and below it the proposals [n, 3] (score, xmin, xmax) in order, on an axis of seconds."""
-    lanes = _lanes(truth, seconds)
-    height = max(lanes, default=-1) + 1
-    for (first, last, label), lane in zip(truth, lanes):
-        axes.barh(lane - height, last - first, left=first, height=0.8, color=TRUTH_COLOUR)
-        if _extent(first, last, label, seconds)[0] == first:
-            axes.annotate(" " + _literal(label), (first, lane - height), va="center", fontsize=8)
-        else:
-            axes.annotate(_literal(label) + " ", (last, lane - height), va="center", ha="right", fontsize=8)
-    for rank, (score, xmin, xmax) in enumerate(proposals):
-        axes.barh(rank, (xmax - xmin) * seconds, left=xmin * seconds, height=0.8, color=PROPOSAL_COLOUR)
-        axes.annotate(" %.3f" % score, (xmax * seconds, rank), va="center", fontsize=8)
-    axes.set_yticks(list(range(-height, len(proposals))))
-    axes.set_yticklabels(["truth"] * height + ["%d" % (rank + 1) for rank in range(len(proposals))])
-    axes.set_ylabel("proposals and their scores")
-    axes.set_ylim(len(proposals) - 0.4, -height - 0.6)
-    axes.set_xlim(0, seconds * 1.08)        # room for the score of a proposal that ends with the video
-    axes.set_xlabel("seconds")
-
-
-def _lanes(truth, seconds):
-    """The row of each action: the first row in which it and its label do not overlap an earlier action."""
-    free_from, lanes = [], []
-    for action in truth:
-        begin, end = _extent(*action, seconds)
-        lane = next((lane for lane, free in enumerate(free_from) if free <= begin), len(free_from))
-        free_from[lane:lane + 1] = [end]
-        lanes.append(lane)
-    return lanes
-
-
-def _extent(first, last, label, seconds):
-    """(begin, end) in seconds of an action and its label. Near the end of the axis, the label ends with the action."""
-    letters = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in label)
-    width = (letters + 2) * 0.011 * seconds
-    if first + width > seconds:
-        return min(first, last - width), last
-    return first, max(last, first + width)
-
-
-def draw_confidence(figure: Any, grid_cell: Any, seconds: float, confidence_map: np.ndarray,
-                    truth: Sequence[tuple]) -> None:
-    """Draw the confidence (classification times regression) of each pair, with annotated actions as circles.
-
-    ``grid_cell`` is a matplotlib SubplotSpec; the other arguments are those of :func:`prediction`.
-    """
-    axes = figure.add_subplot(grid_cell)
-    confidence = confidence_map[0] * confidence_map[1]              # [start, end]
-    above = np.tri(len(confidence), dtype=bool).T                   # start <= end
-    image = axes.imshow(np.ma.masked_where(~above, confidence).T, origin="lower", extent=(0, seconds, 0, seconds),
-                        vmin=0, cmap="viridis", interpolation="nearest")
-    for first, last, _ in truth:
-        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="k", markeredgewidth=3.5,
-                  clip_on=False)
-        axes.plot(first, last, "o", markersize=10, markerfacecolor="none", markeredgecolor="w", markeredgewidth=1.5,
-                  clip_on=False)
-    axes.set_xlim(0, seconds)
-    axes.set_ylim(0, seconds)
-    axes.set_xlabel("start (seconds)")
-    axes.set_ylabel("end (seconds)")
-    figure.colorbar(image, ax=axes, shrink=0.7,
-                    label="confidence%s" % (", circles: ground truth" if len(truth) else ""))

@@ -58,6 +58,15 @@ def read_detections(path: str) -> Optional[Dict[str, List[Tuple[str, float, List
     Raises:
         UserError: as in :func:`read_proposals`, or some of its rows have labels and others have none.
     """
+    return read_both(path)[1]
+
+
+def read_both(path: str) -> Tuple[Dict[str, np.ndarray], Optional[Dict[str, list]]]:
+    """(what :func:`read_proposals` returns, what :func:`read_detections` returns): the rows of the file as they are.
+
+    Raises:
+        UserError: as in :func:`read_detections`.
+    """
     results, tables = _read(path)
     try:
         labels = {name: [label_text(one.get("label")) for one in rows] for name, rows in results.items()}
@@ -65,17 +74,18 @@ def read_detections(path: str) -> Optional[Dict[str, List[Tuple[str, float, List
         raise UserError("result file %s: %s" % (path, error)) from None
     labelled = sum(bool(label) for its_labels in labels.values() for label in its_labels)
     if not labelled:
-        return None
+        return tables, None
     if labelled < sum(map(len, labels.values())):
         raise UserError("result file %s has rows with a label and rows without one: give detections, which all have "
                         "one, or proposals, which have none" % path)
-    return {name: [(label, score, segment) for label, (score, *segment) in zip(labels[name], tables[name].tolist())]
-            for name in results}
+    return tables, {name: [(label, score, segment)
+                           for label, (score, *segment) in zip(labels[name], tables[name].tolist())]
+                    for name in results}
 
 
 def _read(path):
     """(the lists of the file, {id: float64 [n, 3]})."""
-    content = read_json(path, "result file (--result_file)")
+    content = read_json(path, "result file")
     try:
         results = content["results"]
         with warnings.catch_warnings():

@@ -35,6 +35,7 @@ def test_a_missing_package_is_named(tmp_path, script):
     """-S leaves site-packages out, as in a Python without the requirements."""
     needed = {"main.py": [], "tools/predict.py": ["a.csv", "--duration", "1"], "tools/export_onnx.py": ["a", "b"],
               "tools/extract_features.py": ["a.mp4", "--backbone", "b", "--output", "c"],
+              "tools/compare_results.py": ["a", "b"],
               "tools/convert_checkpoint.py": ["a", "b", "--to", "ours"],
               "tools/prepare_features.py": ["--input", "a", "--output", "b", "--method", "linear"]}.get(script, [])
     process = subprocess.run([sys.executable, "-S", os.path.join(ROOT, script), *needed], cwd=str(tmp_path),

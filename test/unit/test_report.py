@@ -111,6 +111,29 @@ def test_labels_of_any_language_are_text_in_the_pictures(job, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_video_of_windows_is_wide_and_has_another_picture_for_a_phone(job):
+    opt, result, videos, _ = job
+    text = written(opt, result, videos, lambda names: [(None, *smooth((2, 3000), 1)) for _ in names])
+    page = Page(text)
+    shapes = [re.search(r'viewBox="0 0 (\S+) (\S+)"', picture).groups() for picture in page.pictures[2:]]
+    assert shapes == [("720", "360")] * 3
+    narrow = re.findall(r'<source media="\(max-width: 600px\)" srcset="data:image/svg\+xml;base64,([^"]*)"', text)
+    assert [b'viewBox="0 0 460.8 388.8"' in base64.b64decode(one) for one in narrow] == [True] * 3
+    assert page.fetched == []
+
+
+def test_pictures_have_short_numbers_and_whole_texts(job):
+    opt, result, videos, maps_of = job
+    label = 'M 1.23456 L 2.34567 x="0.123456" \n'
+    result.ground_truth["4"][0] = (20.0, 40.0, label)
+    pictures = Page(written(opt, result, videos, maps_of)).pictures
+    assert any(html.escape(label.strip(), quote=False) in picture for picture in pictures)
+    for picture in pictures:
+        tags = re.findall("<(?:path|use) [^>]*>", picture)
+        assert tags and not any(re.search(r"\.\d{3}", tag) for tag in tags)
+        assert all(re.search(r' d="(M[-\d. ]+|L[-\d. ]+|[CQ][-\d. ]+|z)+\s*"', tag) for tag in tags if " d=" in tag)
+
+
 def test_names_are_escaped(job):
     opt, result, videos, maps_of = job
     name = "v_<i>&"

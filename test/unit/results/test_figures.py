@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from formulas import smooth
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bmn.errors import UserError
@@ -33,6 +32,42 @@ def test_recall_curve_has_the_labels_of_the_reference(rng):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Average Number of Proposals per Video", "Average Recall")
 
 
+def test_areas_of_the_reference_are_unchanged_and_others_are_in_percent(rng):
+    recall = np.sort(rng.rand(11, 1000), axis=1)
+    numbers, mean = np.arange(1.0, 1001), recall.mean(axis=0)
+    axes, = figures.recall_curve(numbers, mean, recall, np.linspace(0.5, 1, 11)).axes
+    areas = [float(text.get_text().split("area=")[1]) for text in axes.get_legend().get_texts()]
+    expected = [100 * ((one[1:] + one[:-1]) / 2).sum() / 1000 for one in (mean, *recall[::2])]
+    np.testing.assert_allclose(areas, expected, atol=0.0101)
+
+
+@pytest.mark.parametrize("thresholds", [THRESHOLDS, np.linspace(0.5, 1, 11)])
+def test_curves_of_a_page_have_colours_of_their_own_and_a_legend_that_hides_none(rng, thresholds):
+    recall = np.sort(rng.rand(len(thresholds), 100), axis=1)
+    numbers, mean = np.arange(1.0, 101), recall.mean(axis=0)
+    for figure, title in ((figures.recall_by_number(numbers, mean, recall, thresholds), "AUC in percent"),
+                          (figures.recall_by_tiou(recall, thresholds, (1, 2, 5, 10, 100)), "number of proposals"),
+                          (figures.recall_of_several({"a": mean, "$b_{": recall[0]}, numbers, "number"), "")):
+        axes, = figure.axes
+        figure.canvas.draw()
+        lines, legend = axes.get_lines(), axes.get_legend()
+        assert len({line.get_color() for line in lines}) == len(lines) == len(legend.get_texts())
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+        assert figure.bbox.y1 >= legend.get_window_extent().y1
+        assert legend.get_title().get_text() == title
+    texts = [text.get_text() for text in figures.recall_by_number(numbers, mean, recall, thresholds).axes[0]
+             .get_legend().get_texts()]
+    assert texts[0] == "mean over tIoU %g:0.05:%g: %.1f" % (
+        thresholds[0], thresholds[-1], ((mean[1:] + mean[:-1]) / 2).sum())
+    assert [text.split(":")[0] for text in texts[1:]] == ["tIoU %g" % threshold for threshold in thresholds[::2]]
+
+
+def test_the_reference_has_a_colour_for_each_curve_too(rng):
+    recall = np.sort(rng.rand(11, 100), axis=1)
+    axes, = figures.recall_curve(np.arange(1.0, 101), recall.mean(axis=0), recall, np.linspace(0.5, 1, 11)).axes
+    assert [line.get_color() for line in axes.get_lines()] == ["k", "r", "yellow", "b", "c", "m", "g"]
+
+
 def test_recall_against_tiou(rng):
     recall = curve(rng)[2]
     axes, = figures.recall_by_tiou(recall, THRESHOLDS).axes
@@ -48,32 +83,6 @@ def test_training_curve():
     assert len(figure.axes) == 4
     for axes in figure.axes:
         np.testing.assert_array_equal([line.get_ydata() for line in axes.get_lines()], [[3, 2, 1], [4, 3, 2]])
-
-
-def test_prediction_shows_the_ten_best_and_the_truth():
-    proposals = np.array([[0.9 - rank / 100, 0.1, 0.2 + rank / 100] for rank in range(12)])
-    maps = smooth((1, 20), 1)[0], smooth((1, 20), 2)[0], smooth((2, 20, 20), 3)
-    truth = [(5.0, 30.0, "Polo"), (40.0, 80.0, "Ballet")]
-    whole = figures.prediction("v_a", 100.0, *maps, proposals, truth)
-    assert whole._suptitle.get_text() == "v_a"
-    for parts in ([whole], figures.prediction_in_two(100.0, *maps, proposals, truth)):
-        axes = [one for part in parts for one in part.axes]
-        curves, bars, confidence = axes[:3]
-        np.testing.assert_array_equal(curves.get_lines()[0].get_ydata(), maps[0])
-        boxes = [patch.get_extents().transformed(bars.transData.inverted()).bounds for patch in bars.patches]
-        boxes = [box for box in boxes if 0.79 < abs(box[3]) < 0.81]
-        np.testing.assert_allclose([box[0::2] for box in boxes[:2]], [(5, 25), (40, 40)])
-        np.testing.assert_allclose([box[0::2] for box in boxes[2:]],
-                                   [(10, 10 + rank) for rank in range(10)], atol=1e-9)
-        image = confidence.get_images()[0].get_array()
-        np.testing.assert_array_equal(image.mask, ~np.tri(20, dtype=bool))              # at [end, start], end < start
-        np.testing.assert_array_equal(image.data, (maps[2][0] * maps[2][1]).T)
-
-
-def test_names_are_not_read_as_formulas(tmp_path):
-    maps = smooth((1, 20), 1)[0], smooth((1, 20), 2)[0], smooth((2, 20, 20), 3)
-    figure = figures.prediction("v_$x_{$", 100.0, *maps, np.empty((0, 3)), [(1, 2, "$x_{$")])
-    figures.save(figure, str(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.png", "c.pdf", "d.svg", "e"])

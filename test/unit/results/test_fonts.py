@@ -4,7 +4,7 @@ import io
 import numpy as np
 import pytest
 
-from bmn.results import figures, fonts
+from bmn.results import figures, fonts, time_axis
 
 CHINESE = "\u8df3\u6c34"         # diving
 
@@ -17,7 +17,7 @@ def afresh():
 
 def figure_of(label):
     maps = np.random.RandomState(0).rand(2, 8, 8)
-    return figures.prediction("v_" + label, 60.0, maps[0, 0], maps[0, 1], maps, np.array([[0.5, 0.1, 0.4]]),
+    return time_axis.prediction("v_" + label, 60.0, maps[0, 0], maps[0, 1], maps, np.array([[0.5, 0.1, 0.4]]),
                               [(3.0, 9.0, label)])
 
 
@@ -55,10 +55,6 @@ def test_a_font_that_has_the_letters_draws_them(tmp_path, capsys, monkeypatch):
 def test_plain_labels_cost_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(fonts, "_missing", lambda letters, families: pytest.fail() if letters else "")
     figures.save(figure_of("Long jump"), str(tmp_path / "a.png"))
-
-
-def test_wide_letters_take_twice_the_room():
-    assert figures._extent(0.0, 0.1, CHINESE * 5, 100.0) == figures._extent(0.0, 0.1, "x" * 20, 100.0)
 
 
 def test_a_name_of_odd_bytes_is_drawn(tmp_path):
