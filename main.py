@@ -166,7 +166,7 @@ def train(opt, runtime, precision, annotations, owner):
         write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
         carry_description(description_of(opt), opt["checkpoint_path"])
 
-    model = runtime.wrap(training.network)
+    model = runtime.wrap(training.network, training.try_out)
     first = training.epochs_done
     with Pauses(runtime, opt["log_seconds"], opt["save_every"]) as pauses:
         keep = functools.partial(run_folder.keep_within_epoch, opt["checkpoint_path"], training,
