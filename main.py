@@ -166,7 +166,7 @@ def train(opt, runtime, precision, annotations, owner):
         write_json(os.path.join(opt["checkpoint_path"], "opts.json"), opt)
         carry_description(description_of(opt), opt["checkpoint_path"])
 
-    model = runtime.wrap(training.network)
+    model = runtime.wrap(training.network, training.try_out)
     first = training.epochs_done
     with Pauses(runtime, opt["log_seconds"], opt["save_every"]) as pauses:
         keep = functools.partial(run_folder.keep_within_epoch, opt["checkpoint_path"], training,
@@ -235,8 +235,8 @@ def resume(training, path, opt, runtime):
         runtime.log("%s was written by %s, and now there are %d: from here on, the losses draw other random numbers "
                     "than in a run that was never stopped"
                     % (path, counted(len(states), "process"), runtime.world_size))
-    runtime.log("resumed from %s: %d of %s are done%s"
-                % (path, training.epochs_done, counted(opt["train_epochs"], "epoch"),
+    runtime.log("resumed from %s: %d of %d epochs are done%s"
+                % (path, training.epochs_done, opt["train_epochs"],
                    ", and %s of the next" % counted(within["steps"], "step") if within else ""))
     if within:
         losses = within["losses"][runtime.rank] if same else torch.stack(within["losses"]).mean(0)

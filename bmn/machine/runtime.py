@@ -5,7 +5,7 @@ import pickle
 import resource
 import sys
 import time
-from typing import Any, ContextManager, Dict, List
+from typing import Any, Callable, ContextManager, Dict, List, Optional
 
 import numpy as np
 import torch
@@ -76,13 +76,22 @@ class Runtime:
                             % (batch_size, self.world_size, self.world_size))
         return batch_size // self.world_size
 
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model on this device. With several processes DistributedDataParallel wraps it, to average gradients."""
+    def wrap(self, model: torch.nn.Module, use: Optional[Callable] = None) -> torch.nn.Module:
+        """The model on this device. With several processes DistributedDataParallel wraps it, to average gradients.
+
+        DistributedDataParallel adds gradients in another order from its second step on. From three processes on, that
+        changes the last digit, and a run that goes on would not be the uninterrupted one. So its first step is made
+        here, and leaves no trace: ``use(model)`` gives a number that depends on all weights.
+        """
         model = model.to(self.device)
         if self.world_size == 1:
             return model
         ids = None if self.kind == "cpu" else [self.device.index]
-        return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        wrapper = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        if use:
+            use(wrapper).backward()
+            model.zero_grad()
+        return wrapper
 
     def synchronize(self) -> None:
         """Wait until the device has done all its work, so that a time measured afterwards is right."""

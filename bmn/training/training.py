@@ -47,6 +47,13 @@ class Training:
         """Learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
+    def try_out(self, network: torch.nn.Module) -> torch.Tensor:
+        """A number that depends on every weight of ``network``, this one or its parallel wrapper."""
+        scale, channels = self.options["temporal_scale"], self.options["feat_dim"]
+        with self.precision.autocast():
+            maps = network(torch.zeros(1, channels, scale, device=next(network.parameters()).device))
+        return sum(one.float().sum() for one in maps)
+
     def end_epoch(self, metrics: dict, labelled: bool = True) -> bool:
         """Record an epoch and go to the next learning rate. Returns whether its network is the best so far.
 

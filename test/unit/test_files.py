@@ -40,6 +40,16 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert path.read_text() == "1" and os.listdir(str(tmp_path)) == ["x.json"]
 
 
+def test_a_file_and_its_name_are_on_the_disk_afterwards(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(files.os, "fsync", lambda handle: flushed.append(os.readlink("/proc/self/fd/%d" % handle)))
+    write_json(str(tmp_path / "x.json"), 1)
+    assert len(flushed) == 2 and os.path.dirname(flushed[0]) == flushed[1] == os.path.realpath(str(tmp_path))
+    with replacing(str(tmp_path / "table.csv"), durable=False) as temporary, open(temporary, "w"):
+        pass
+    assert len(flushed) == 2
+
+
 def test_unwritable_places_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "x.json", tmp_path):

@@ -274,6 +274,14 @@ def test_the_table_of_a_packed_video_has_time_in_its_rows(tmp_path):
     np.testing.assert_array_equal(fitted(*packed.table("v_a"), 6, 6, "v_a"), numbers.T)
 
 
+def test_a_disk_that_fails_while_it_is_locked_is_reported(opt, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(feature_cache.fcntl, "flock", fails)
+    with pytest.raises(UserError, match=r"cannot be written .*Input/output error"):
+        open_features(opt, NAMES, log=lambda line: None)
+
+
 def test_features_are_packed_without_locks_too(opt, monkeypatch):
     monkeypatch.setattr(feature_cache, "fcntl", None)
     opened(opt)

@@ -352,9 +352,9 @@ def test_features_of_a_single_position_stay_a_table(tmp_path):
 def test_bytes_beside_an_array_in_a_pickle_are_those_that_are_there(tmp_path):
     """As protocol 5 stores them: their number is only announced, so memory is not taken for what is missing."""
     def text(announced):
-        return b"\x80\x05\x96" + announced.to_bytes(8, "little") + bytes(3)
+        return b"\x80\x04\x96" + announced.to_bytes(8, "little") + bytes(3)
 
-    (tmp_path / "v_a.pkl").write_bytes(b"\x80\x05}(\x8c\x04more" + text(3)[2:] + b"\x8c\x05feats"
+    (tmp_path / "v_a.pkl").write_bytes(b"\x80\x04}(\x8c\x04more" + text(3)[2:] + b"\x8c\x05feats"
                                        + pickle.dumps(FLOATS, 2)[2:-1] + b"u.")
     np.testing.assert_array_equal(source_of(tmp_path).read("v_a"), FLOATS.T)
     for announced in (2, 4, 2 ** 60):

@@ -154,6 +154,26 @@ def test_three_processes_exchange_and_leave(launch):
     assert [(rank.ended(), rank.text) for rank in launch(exchange, 3)] == [(0, "")] * 3
 
 
+def average_again(runtime):
+    """The same gradients, in the first step of a process and in later ones."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width + 7) for width in range(30, 100, 7)))
+    wrapper = runtime.wrap(model, lambda network: network(torch.zeros(1, 30)).sum())
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+    torch.manual_seed(1 + runtime.rank)
+    features, found = torch.randn(8, 30), []
+    for _ in range(3):
+        model.zero_grad()
+        wrapper(features).pow(2).sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for later in found[1:] for one, other in zip(found[0], later))
+
+
+def test_gradients_are_added_in_the_same_order_in_every_step(launch):
+    """To the last digit, so that it makes no difference with which step a process has begun."""
+    assert [(rank.ended(), rank.text) for rank in launch(average_again, 3)] == [(0, "")] * 3
+
+
 def come_late_in_turn(runtime):
     for late in range(3):
         name = "%s.%d" % (os.environ["NOTES"], late)
