@@ -131,7 +131,7 @@ def test_pictures_have_short_numbers_and_whole_texts(job):
     for picture in pictures:
         tags = re.findall("<(?:path|use) [^>]*>", picture)
         assert tags and not any(re.search(r"\.\d{3}", tag) for tag in tags)
-        assert all(re.search(r' d="(M[-\d. ]+|L[-\d. ]+|[CQ][-\d. ]+|z)+\s*"', tag) for tag in tags if " d=" in tag)
+        assert all(re.search(r' d="(M[-\d. ]+|[LHV][-\d. ]+|[CQ][-\d. ]+|z)+\s*"', tag) for tag in tags if " d=" in tag)
 
 
 def test_names_are_escaped(job):

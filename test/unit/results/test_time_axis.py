@@ -84,11 +84,14 @@ def test_every_action_is_drawn_and_counted_and_no_text_lies_on_another(rng, coun
     axes = axis_of(truth, 900.0, proposals)
     drawn = [box for box in boxes(axes, 0.8) if box[2] < 0]
     others = boxes(axes, 0.6)
-    assert sorted(box[:2] for box in drawn + others) == [one[:2] for one in truth]
+    left = [one[:2] for one in truth if one[:2] not in [box[:2] for box in drawn]]
+    assert len(left) == count - len(drawn)
+    for at in np.linspace(0, 900, 5000):            # those that share a row are drawn where any of them is
+        assert any(first <= at <= last for first, last in left) == any(box[0] <= at <= box[1] for box in others)
     shown = texts(axes)
     assert len(shown) == len(drawn) + 10 <= 60
     ticks = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert ("and %d more" % len(others) in ticks) == (len(others) > 0)
+    assert ("and %d more" % len(left) in ticks) == (len(left) > 0)
     assert len({round(box[2]) for box in drawn}) <= time_axis.LANES
     assert count < 300 or len(drawn) >= 15
     frame = axes.get_window_extent()
