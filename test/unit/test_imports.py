@@ -59,3 +59,15 @@ def test_the_references_names_need_no_other_name_at_the_root(module):
 
 def test_no_module_that_lies_on_a_path_has_a_name_of_the_standard_library():
     assert not set(TOP) & STANDARD
+
+
+def test_only_programs_for_videos_import_their_wing_and_nobody_its_packages():
+    """main.py runs where neither PyAV nor transformers is installed, and on Python 3.7."""
+    files = ["%s%s.py" % (folder and folder + "/", module)
+             for folder in ["", "tools", "benchmarks", "bmn"] + ["bmn/" + wing for wing in WINGS]
+             for module in modules_in(folder)]
+    packages = {path for path in files for name in imports_of(path) if name.split(".")[0] in ("av", "transformers")}
+    assert packages == set()
+    wing = {path for path in files for name in imports_of(path) if name.startswith("bmn.video")}
+    assert {path for path in wing if not path.startswith("bmn/video/")} == {
+        "tools/extract_features.py", "tools/make_sample_videos.py", "tools/predict.py", "benchmarks/video.py"}

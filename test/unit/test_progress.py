@@ -65,3 +65,11 @@ def test_what_is_counted_is_passed_on_also_where_nothing_is_said(clock, capsys):
 def test_words():
     assert [counted(number, "video") for number in (0, 1, 2)] == ["0 videos", "1 video", "2 videos"]
     assert [size_text(number) for number in (1234567, 2300000000, 99000000)] == ["1.2 MB", "2.30 GB", "99.0 MB"]
+
+
+def test_the_rate_is_said_where_it_is_asked_for(clock):
+    lines = []
+    with Progress("extracting", 30, "video", 10, lines.append, per_minute=True) as one:
+        clock[0] += 30
+        one.add(10)
+    assert lines == ["extracting: 10 of 30 videos, 20.0 a minute, ends in 0:01:00"]

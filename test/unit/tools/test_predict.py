@@ -218,3 +218,37 @@ def test_outputs_are_looked_at_before_the_network(network, tmp_path, monkeypatch
     monkeypatch.setattr(predict, "open_network", lambda args: pytest.fail("too late"))
     with pytest.raises(UserError if words else pytest.fail.Exception, match=words or "too late"):
         run(monkeypatch, tmp_path, "v_a.csv", "--duration", "50", *options)
+
+
+@pytest.mark.parametrize("files, videos", [
+    (["a.mp4"], True), (["b/a.MKV", "actions.csv"], True), (["a.mp4", "a.npy"], False), (["a.mp4", "b.npy"], False),
+    (["a.mp4", "a.csv"], False), (["a.csv"], False), ([], False)])
+def test_a_folder_of_videos_is_told_from_one_of_features(tmp_path, files, videos):
+    os.mkdir(str(tmp_path / "b"))
+    for file in files:
+        (tmp_path / file).write_text("")
+    assert predict.are_videos(str(tmp_path)) == videos
+
+
+def test_features_need_a_length_and_the_page_its_folder(network, tmp_path, monkeypatch):
+    small_data.write_csv(str(tmp_path / "v_a.csv"), features("v_a"))
+    with pytest.raises(UserError, match="give --duration or --video_anno"):
+        run(monkeypatch, tmp_path, "v_a.csv")
+    with pytest.raises(UserError, match="--videos films is no folder"):
+        run(monkeypatch, tmp_path, "v_a.csv", "--duration", "50", "--videos", "films", "--page", "a.html")
+    with pytest.raises(UserError, match="FEATURES and --page are the same file"):
+        run(monkeypatch, tmp_path, "v_a.csv", "--duration", "50", "--page", "v_a.csv")
+
+
+def test_the_page_of_features_names_the_videos_beside_it(network, tmp_path, monkeypatch, capsys):
+    for name in ("v_a", "v_b"):
+        small_data.write_csv(str(tmp_path / "new" / (name + ".csv")), features(name))
+    os.mkdir(str(tmp_path / "films"))
+    (tmp_path / "films" / "a.mp4").write_text("")
+    run(monkeypatch, tmp_path, "new", "--duration", "50", "--videos", "films", "--page", "pages/a.html")
+    page = (tmp_path / "pages" / "a.html").read_text(encoding="utf-8")
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert [one["src"] for one in data] == ["../films/a.mp4", None]
+    want = expected(network, features("v_a")) * [1, 50, 50]
+    np.testing.assert_allclose(data[0]["proposals"], want, rtol=1e-4, atol=6e-4)
+    assert "1 of 2 videos have no file (v_b)" in capsys.readouterr().out
