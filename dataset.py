@@ -82,7 +82,7 @@ class VideoDataSet(torch.utils.data.Dataset):
         """Make windows the items."""
         rows = {name: self.features.rows(name) for name in self.videos}
         lengths = extracted.lengths_of(opt["data_path"], self.video_list)
-        margin = windows.margin_of(opt, extracted.find_description(opt["data_path"]) if lengths else None)
+        margin = windows.margin_of(opt)
         self.videos = windows.with_stride(self.videos, rows, opt, margin, lengths)
         self.windows = [window for name in self.videos for window in windows.cut(name, rows[name], opt, margin)]
         every = len(self.windows)

@@ -153,7 +153,7 @@ def check_windows(opt: dict, subsets: Dict[str, Dict[str, Video]], rows: Dict[st
     size, step, longest = opt["window"], opt["window_subsample"], opt["max_duration"] or opt["window"]
     ambiguous = PROTOCOLS[opt["protocol"]].ambiguous
     lengths = extracted.lengths_of(opt["data_path"], list(rows))
-    margin = margin_of(opt, extracted.find_description(opt["data_path"]) if lengths else None)
+    margin = margin_of(opt)
     for subset, videos in subsets.items():
         scaled, cut_windows, used = with_stride(videos, rows, opt, margin, lengths), 0, 0
         odd, seconds = {"a proposal (%d positions)" % longest: [], "a window (%d)" % size: [], "none": []}, []

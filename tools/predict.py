@@ -325,7 +325,7 @@ def main(args: argparse.Namespace) -> None:
         rows = {}
         for name in progress(names, "checking", len(names), "video"):   # a bad file shows before hours of work
             rows[name] = read_features(source, name, videos[name], opt, lengths.get(name)).shape[1]
-        margin = margin_of(opt, extracted.find_description(source.path, args.checkpoint) if lengths else None)
+        margin = margin_of(opt)
         if opt["window"]:
             videos = with_stride(videos, rows, opt, margin, lengths)
         network.to(runtime.device).eval()

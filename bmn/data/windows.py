@@ -67,22 +67,10 @@ def cut(name: str, total: int, opt: dict, margin: float = 0.0) -> List[Window]:
     return [Window(name, begin, min(size, positions), len(begins), total, step, margin) for begin in begins]
 
 
-def margin_of(opt: dict, description: Optional[str] = None) -> float:
-    """By how many rows a snippet reaches beyond its row, on either side: by --feature_snippet, else by features.json.
-
-    Args:
-        opt: dict with feature_stride and feature_snippet.
-        description: path of the features.json of tools/extract_features.py, or None.
-
-    Raises:
-        UserError: that file cannot be used.
-    """
-    if opt["feature_snippet"]:
-        return (_number(opt["feature_snippet"]) / _number(opt["feature_stride"]) - 1) / 2
-    if description and not opt["feature_stride"]:
-        made = extracted.read_description(description)
-        return (made["snippet_frames"] / made["snippet_stride"] - 1) / 2
-    return 0.0
+def margin_of(opt: dict) -> float:
+    """By how many rows a snippet of --feature_snippet reaches beyond its row, on either side."""
+    snippet = opt["feature_snippet"]
+    return (_number(snippet) / _number(opt["feature_stride"]) - 1) / 2 if snippet else 0.0
 
 
 def _number(seconds_or_frames):
@@ -111,7 +99,7 @@ def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict, margi
                         "seconds: they were rescaled, so leave --window out, or give features at their own rate"
                         % (len(durations), rows[next(iter(videos))], min(durations), max(durations)))
     if not stride and lengths:
-        return {name: _covering(video, (rows[name] + 2 * margin) * lengths[name].stride / lengths[name].fps)
+        return {name: _covering(video, rows[name] * lengths[name].stride / lengths[name].fps)
                 for name, video in videos.items()}
     if not stride:
         return videos

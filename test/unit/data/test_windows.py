@@ -145,17 +145,14 @@ def test_a_stride_gives_the_lengths_that_features_cover():
         with_stride(dict(videos, c=Video(1.0, 1.0, 1.0)), dict(rows, c=5), "6f")
 
 
-def test_extracted_features_say_how_far_apart_their_rows_are(tmp_path):
-    """The centre of row i is that of snippet i, also where snippets overlap and the last one is left out."""
-    lengths = {"v": extracted.Length(10.0, 250, 25.0, 29, 8.0)}
-    (tmp_path / "features.json").write_text('{"backbone": "x", "snippet_frames": 16, "snippet_stride": 8}')
+def test_extracted_features_say_how_far_apart_their_rows_are():
+    """Row i describes the i-th cell of stride frames, and a last cell that is not whole has no row (docs/video.md)."""
+    lengths = {"v": extracted.Length(10.0, 250, 25.0, 31, 8.0)}
     opt = {"feature_stride": "", "feature_snippet": "", "window": 12, "window_overlap": 0.5, "window_subsample": 1}
-    margin = windows.margin_of(opt, str(tmp_path / "features.json"))
-    assert windows.margin_of(dict(opt, feature_stride="8f"), str(tmp_path / "features.json")) == 0
-    video = windows.with_stride({"v": Video(10.0, 10.0, 10.0)}, {"v": 29}, opt, margin, lengths)["v"]
-    for window in cut("v", 29, opt, margin):
+    video = windows.with_stride({"v": Video(10.0, 10.0, 10.0)}, {"v": 31}, opt, windows.margin_of(opt), lengths)["v"]
+    for window in cut("v", 31, opt):
         for position in range(window.rows):
-            centre = ((window.first + position) * 8 + 8) / 25.0
+            centre = (window.first + position + 0.5) * 8 / 25.0
             assert window.fraction(position + 0.5) * video.feature_seconds == pytest.approx(centre)
 
 
