@@ -11,7 +11,7 @@ import torch
 from bmn.data.annotations import Video
 from bmn.data.packed_features import header_of
 from bmn.errors import UserError
-from bmn.results import figures
+from bmn.results import time_axis
 from bmn.training import checkpoint
 from models import BMN
 from post_processing import proposals
@@ -89,8 +89,8 @@ def test_a_folder_with_lengths_and_raw_features(network, tmp_path, monkeypatch):
 
 def test_pictures_show_the_annotated_actions(network, tmp_path, monkeypatch):
     opt = small_data.make(tmp_path, temporal_scale=10, feat_dim=8)
-    drawn, prediction = [], figures.prediction
-    monkeypatch.setattr(figures, "prediction", lambda *args: drawn.append(args) or prediction(*args))
+    drawn, prediction = [], time_axis.prediction
+    monkeypatch.setattr(time_axis, "prediction", lambda *args: drawn.append(args) or prediction(*args))
     run(monkeypatch, tmp_path, opt["data_path"], "--video_anno", opt["video_anno"], "--plot", "pictures", "--output",
         "out.json")
     assert sorted(os.listdir(str(tmp_path / "pictures"))) == ["v_%s.png" % letter for letter in "abcde"]
