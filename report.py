@@ -189,7 +189,7 @@ def _svg(figure):
 
 
 def _short(tag):
-    """A tag with numbers of two decimals, of which matplotlib writes six; boxes of a path have H and V in place of L."""
+    """A tag with numbers of two decimals, of which matplotlib writes six; boxes of a path have H and V for L."""
     tag = re.sub(rb"\s*\b([MLCQ]) |\s+(?=z)", rb"\1", re.sub(rb"(\.\d\d)\d+", rb"\1", tag))
     return re.sub(rb"M(\S+) (\S+)L(\S+) \2L\3 (\S+)L\1 \4z", rb"M\1 \2H\3V\4H\1z", tag)
 

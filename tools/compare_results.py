@@ -1,8 +1,6 @@
 """Compare two result files, action by action, as a page: how good each is, and where they differ most.
 
-    python3 tools/compare_results.py ours.json theirs.json
-    python3 tools/compare_results.py ours.json theirs.json --ground_truth thumos14.json --validation_subset Test \\
-        --protocol thumos14
+    python3 tools/compare_results.py ours.json theirs.json --ground_truth activity_net_1_3_new.json
 
 A and B are files in ActivityNet's result form, as this program, mmaction2 and OpenTAD write them. Without labels they
 hold proposals; with labels they hold detections as well. The page shows AR@AN and AUC, and mAP where rows are labelled:
@@ -287,8 +285,7 @@ def main(args: argparse.Namespace) -> None:
     if not protocol.split(ground_truth.actions)[0]:
         raise UserError("%s has no action of the %d videos of the validation subset, so nothing can be compared: give "
                         "the file that has them" % (ground_truth.source, ground_truth.videos))
-    names = [os.path.basename(path) for path in paths]
-    names = paths if names[0] == names[1] else names
+    names = paths if os.path.basename(first) == os.path.basename(second) else map(os.path.basename, paths)
     results = [measure(*file, ground_truth, protocol) for file in zip("AB", paths, names)]
     tables = write_comparison(args.output, results, ground_truth, protocol, opt["protocol"])
     for one in results:
