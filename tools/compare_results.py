@@ -1,8 +1,6 @@
 """Compare two result files, action by action, as a page: how good each is, and where they differ most.
 
-    python3 tools/compare_results.py ours.json theirs.json
-    python3 tools/compare_results.py ours.json theirs.json --ground_truth thumos14.json --validation_subset Test \\
-        --protocol thumos14
+    python3 tools/compare_results.py ours.json theirs.json --ground_truth activity_net_1_3_new.json
 
 A and B are files in ActivityNet's result form, as this program, mmaction2 and OpenTAD write them. Without labels they
 hold proposals; with labels they hold detections as well. The page shows AR@AN and AUC, and mAP where rows are labelled:
@@ -22,7 +20,8 @@ TRUTH = ("ground_truth", "video_anno", "video_info", "validation_subset", "block
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs=2, metavar=("A", "B"), help="result files")
+    parser.add_argument("first", metavar="A", help="result file")
+    parser.add_argument("second", metavar="B", help="result file")
     parser.add_argument("--output", default="./output/comparison.html", help="the page (default: %(default)s)")
     options = parser.add_argument_group("what they are measured against, and how (as in main.py)")
     for name in TRUTH:
@@ -91,9 +90,9 @@ def measure(letter: str, path: str, name: str, ground_truth: GroundTruth, protoc
     actions, ambiguous = protocol.split(ground_truth.actions)
     proposals, detections = read_both(path)
     proposals, precision = ground_truth.aligned(proposals, source), None
-    missed = evaluation.count_missed(actions, proposals, source)
-    remarks = ["%s: %d of %d videos have no proposals, and count as missed" % (letter, missed, len(actions))] if (
-        missed) else []
+    missed, remarks = evaluation.count_missed(actions, proposals, source), []
+    if missed:
+        remarks.append("%s: %d of %d videos have no proposals, and count as missed" % (letter, missed, len(actions)))
     others = sum(len(rows) for name, rows in proposals.items() if name not in actions)
     if others:
         remarks.append("%s: %s of videos that are not measured count in the average number, as the protocol has it"
@@ -101,8 +100,7 @@ def measure(letter: str, path: str, name: str, ground_truth: GroundTruth, protoc
     if detections is not None:
         detections = ground_truth.aligned(detections, source)
         labels = {row[0] for rows in detections.values() for row in rows}
-        known = labels & {label for its in actions.values() for _, _, label in its}
-        if known:
+        if labels & {label for its in actions.values() for _, _, label in its}:
             precision = detection.average_precisions(actions, detections, protocol, ambiguous)
             remarks.append("%s: its rows have labels; a segment with two labels counts as two proposals" % letter)
         else:
@@ -168,7 +166,7 @@ def as_cells(name: str, first: Optional[float], second: Optional[float]) -> List
 
 
 def card_of_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """HTML of a table in a card; a wide one can be moved on a phone."""
+    """HTML of a table in a card; a wide one can be moved sideways on a phone."""
     return "<figure><div style='overflow-x: auto'>%s</div><figcaption>%s</figcaption></figure>" % (
         table(header, rows), html.escape(caption))
 
@@ -209,8 +207,7 @@ def differences(results: Sequence[Result], actions: Dict[str, List[tuple]], prot
     overlap = [best_overlaps(actions, one.proposals) for one in results]
     names, flat = list(actions), [(name, action) for name, its in actions.items() for action in its]
     videos = most_different(np.array([recall[1][name] - recall[0][name] for name in names]), VIDEOS)
-    single = most_different(overlap[1] - overlap[0], ACTIONS)
-    cards = []
+    single, cards = most_different(overlap[1] - overlap[0], ACTIONS), []
     for better, chosen in zip("AB", single):
         rows = [[html.escape(flat[index][0]), html.escape(flat[index][1][2]), "%.2f&ndash;%.2f" % flat[index][1][:2]]
                 + as_cells("", *(one[index] for one in overlap))[1:] for index in chosen]
@@ -251,7 +248,6 @@ def write_comparison(path: str, results: Sequence[Result], ground_truth: GroundT
     flat = [one for its in actions.values() for one in its]
     labels = np.array([label for _, _, label in flat], object)
     lengths = np.array([end - start for start, end, _ in flat], np.float64)
-    header = ["", "A", "B", "B &minus; A"]
     everything = [as_cells(*row) for row in recall_rows(results, np.ones(len(flat), bool), protocol.numbers)
                   + precision_rows(results, protocol)]
     tables = [("All %s" % counted(len(flat), "action"), everything)]
@@ -262,7 +258,7 @@ def write_comparison(path: str, results: Sequence[Result], ground_truth: GroundT
     intro += "<p>%s, %s of %s, by --protocol %s, figures in percent.</p>" % (
         counted(len(actions), "video"), counted(len(flat), "action"), html.escape(ground_truth.source), protocol_name)
     intro += "".join("<p>%s</p>" % html.escape(line) for one in results for line in one.remarks)
-    cards = [card_of_table(title, header, rows) for title, rows in tables]
+    cards = [card_of_table(title, ["", "A", "B", "B &minus; A"], rows) for title, rows in tables]
     write_page(path, "A comparison of two results", [
         intro, section("Figures", "", cards[:1] + curves(results, protocol)),
         section("By length", "Thirds of the actions, by their length.", cards[1:]),
@@ -272,15 +268,14 @@ def write_comparison(path: str, results: Sequence[Result], ground_truth: GroundT
 
 def main(args: argparse.Namespace) -> None:
     opt = with_defaults({name: getattr(args, name) for name in TRUTH if getattr(args, name) is not None})
-    first, second = args.results
-    for path in args.results:
-        check_input(path, "result file")
+    paths = first, second = args.first, args.second
+    check_input(first, "result file")
+    check_input(second, "result file")
     if os.path.samefile(first, second):
         raise UserError("%s and %s are the same file: give two results" % (first, second))
-    for name in ("ground_truth", "blocked"):
-        if opt[name]:
-            check_input(opt[name], "--" + name)
-    inputs = {"result file %s" % path: path for path in args.results}
+    for name in filter(opt.get, ("ground_truth", "blocked")):
+        check_input(opt[name], "--" + name)
+    inputs = {"result file %s" % path: path for path in paths}
     if ground_truth_file(opt):
         inputs["the ground truth"] = ground_truth_file(opt)
     else:
@@ -290,10 +285,8 @@ def main(args: argparse.Namespace) -> None:
     if not protocol.split(ground_truth.actions)[0]:
         raise UserError("%s has no action of the %d videos of the validation subset, so nothing can be compared: give "
                         "the file that has them" % (ground_truth.source, ground_truth.videos))
-    names = [os.path.basename(path) for path in args.results]
-    names = args.results if names[0] == names[1] else names
-    results = [measure(letter, path, name, ground_truth, protocol)
-               for letter, path, name in zip("AB", args.results, names)]
+    names = paths if os.path.basename(first) == os.path.basename(second) else map(os.path.basename, paths)
+    results = [measure(*file, ground_truth, protocol) for file in zip("AB", paths, names)]
     tables = write_comparison(args.output, results, ground_truth, protocol, opt["protocol"])
     for one in results:
         print("\n".join(["%s: %s" % (one.letter, one.name)] + one.remarks))

@@ -133,8 +133,8 @@ def draw_time_axis(axes: Any, seconds: float, proposals: np.ndarray, truth: Sequ
             _write(axes, begin + 2 * point, lane - height, text)
     _draw_bars(axes, [(first, last, lane - height) for (first, last, _), (lane, _, _) in zip(truth, places)
                       if lane is not None], 0.8, facecolor=TRUTH_BAR, edgecolor=TRUTH_COLOUR, linewidth=0.6)
-    _draw_bars(axes, [(first, last, -1) for first, last in _joined(without_label)], 0.6,
-               facecolor=TRUTH_BAR, edgecolor=TRUTH_COLOUR, linewidth=0.6)
+    _draw_bars(axes, [(first, last, -1) for first, last in _joined(without_label)], 0.6, facecolor=TRUTH_BAR,
+               edgecolor=TRUTH_COLOUR, linewidth=0.6)
     _draw_bars(axes, [(xmin * seconds, xmax * seconds, rank) for rank, (_, xmin, xmax) in enumerate(proposals)], 0.8,
                color=PROPOSAL_COLOUR, linewidth=0.6)
     for rank, (score, _, xmax) in enumerate(proposals):

@@ -194,7 +194,6 @@ def test_the_videos_and_actions_that_differ_most_come_first(tmp_path, monkeypatc
     def result(path, end_of):
         write(path, {"results": {name: [{"score": 0.9, "segment": [10, end_of(index)]},
                                         {"score": 0.1, "segment": [0, 1]}] for index, name in enumerate(names)}})
-
     result("a.json", lambda index: 20 if index < 6 else 20 + index)             # index 11: tIoU 10/21
     result("b.json", lambda index: 20 if index >= 6 or index == 0 else 21 + 2 * index)
     done = run("a.json", "b.json", "--ground_truth", "truth.json", "--output", "deep/c.html")
