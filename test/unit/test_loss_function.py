@@ -110,7 +110,7 @@ def test_padding_counts_nowhere(trial):
                               **more)
         return [one.item() for one in found], torch.autograd.grad(found[0], tensors[:3])
 
-    padded, gradients = losses(t, rows=torch.full((b,), rows))
+    padded, gradients = losses(t, rows=torch.full((b,), rows, dtype=torch.int64))
     alone, wanted = losses(rows)
     np.testing.assert_allclose(padded, alone, rtol=1e-12)
     for found, one in zip(gradients, wanted):
