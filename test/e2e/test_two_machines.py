@@ -42,7 +42,7 @@ class Machines:
         for rank in self.ranks:
             rank.kill()
             rank.communicate()
-        for space in self.spaces:
+        for space in self.spaces if shutil.which("ip") else ():
             subprocess.run(["ip", "netns", "delete", space], capture_output=True, check=False)
 
     def start(self):
