@@ -247,7 +247,9 @@ def baselines(ground_truth: Dict[str, List[tuple]], training: Dict[str, Video], 
     lists = {"random": lambda: random_list(number, generator)}
     if len(actions):
         chosen = best_list(actions, protocol.recall_at, number)
-        lists["the best list without features"] = lambda: chosen
+        if len(chosen):         # none, where no proposal meets an action: they have no length, or lie outside
+            name = "the best list without features"
+            lists[name if len(chosen) == number else "%s (%d long)" % (name, len(chosen))] = lambda: chosen
     return {what: average_recall(
         ground_truth, {name: in_seconds(make(), seconds[video_id(name)]) for name in ground_truth},
         protocol.points, protocol.recall_at, protocol.points) for what, make in lists.items()}

@@ -321,8 +321,8 @@ def trained_network(opt, runtime, precision, record):
     state = read_checkpoint(opt["pth_path"], runtime, opt["ema"])
     if record is not None and runtime.is_main:      # each rank measures times of its own, and rank 0's are in the file
         run_folder.check_is_of(state, record)
-    checkpoint.put_network(state, network)
     recorded.check_options(state, shown(opt))
+    checkpoint.put_network(state, network)
     network = precision.prepare(network.to(runtime.device))[0]
     choose_contraction(network, runtime, precision, BLOCK, False)
     return network

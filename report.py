@@ -66,8 +66,9 @@ def write_page(path: str, title: str, parts: Sequence[str]) -> None:
 
 
 def report_path(opt: dict) -> str:
-    """Where the page of a run goes: beside opt["result_file"]."""
-    return os.path.join(os.path.dirname(opt["result_file"]), FILE)
+    """Where the page of a run goes: beside opt["result_file"]; where that is only read, into opt["output_dir"]."""
+    folder = opt["output_dir"] if opt.get("mode") == "evaluate" else os.path.dirname(opt["result_file"])
+    return os.path.join(folder, FILE)
 
 
 def _summary(opt, result, videos, training):

@@ -20,6 +20,11 @@ class Stopped(SystemExit):
     """All processes of the run end together, after a signal, and have saved what there was."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the text of an error, for a sentence; its type where it has no text."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:
     """Return ``parse()``. Each program calls this before it imports anything large, which takes seconds.
 

@@ -42,6 +42,7 @@ from bmn.results.protocols import PROTOCOLS
 from bmn.values import counted, number
 
 NEEDED = ("train", "validation")        # subsets of a full run
+MOST = 30                               # problems that are listed
 
 
 def check_annotations(opt: dict) -> Dict[str, Dict[str, Video]]:
@@ -174,9 +175,28 @@ def check_windows(opt: dict, subsets: Dict[str, Dict[str, Video]], rows: Dict[st
               % (subset, counted(cut_windows, "window"), size, min(seconds), max(seconds), used))
         for kind, names in odd.items():
             if names:
-                what = ("in no window by --window_inside %g: no training on them" % opt["window_inside"]
+                what = ("in no window by --window_inside %g: no labels" % opt["window_inside"]
                         if kind == "none" else "longer than %s: no proposal matches them whole" % kind)
                 print("  odd: %s %s (%s)" % (counted(len(names), "action"), what, few(list(dict.fromkeys(names)))))
+
+
+def check_rate(opt: dict, names: List[str]) -> None:
+    """Look whether the features are at their own rate.
+
+    Raises:
+        UserError: they are, so that they must be rescaled or cut into windows.
+    """
+    source, rows = open_source(dict(opt, window=opt["temporal_scale"])), []
+    for name in names:
+        if name in source:
+            try:
+                rows.append(source.rows(name))
+            except UserError:       # it is listed already
+                return
+    if len(set(rows)) > 1 and rows.count(opt["temporal_scale"]) < len(rows) / 2.0:
+        raise UserError("the features of %s have from %d to %d rows of --feat_dim %d numbers, so they are at their own "
+                        "rate: rescale them to --temporal_scale %d with tools/prepare_features.py, or give --window"
+                        % (counted(len(rows), "video"), min(rows), max(rows), opt["feat_dim"], opt["temporal_scale"]))
 
 
 def check_features(opt: dict, names: List[str]) -> Tuple[List[str], Dict[str, int]]:
@@ -200,8 +220,10 @@ def check_features(opt: dict, names: List[str]) -> Tuple[List[str], Dict[str, in
     problems = sorted(str(outcome) for outcome in outcomes if isinstance(outcome, UserError))
     rows = dict(outcome for outcome in outcomes if not isinstance(outcome, UserError))
     problems += ["video %s has no features in %s" % (name, source.path) for name in missing]
-    for problem in problems:
+    for problem in problems[:MOST]:
         print("  " + problem)
+    if len(problems) > MOST:
+        print("  ... and %d more" % (len(problems) - MOST))
     if missing:
         print("  " + remedy_for(opt, missing, source))
     return problems, rows
@@ -222,6 +244,8 @@ def main(arguments: argparse.Namespace) -> None:
         print("no features were read, because there is no %s: --data_path names them" % opt["data_path"])
         return
     problems, rows = check_features(opt, names)
+    if problems and not opt["window"]:
+        check_rate(opt, names)
     if problems:
         raise UserError("%d of %d videos cannot be used: repair or fetch their feature files, or leave videos without "
                         "a file out with --skip_missing" % (len(problems), len(names)))

@@ -43,7 +43,7 @@ from typing import Any, Dict, Iterable, Optional
 import numpy as np
 import torch
 
-from bmn.errors import UserError
+from bmn.errors import UserError, first_line
 from bmn.files import check_outputs, replacing
 from bmn.layouts import LAYOUTS
 from bmn.network import onnx_network
@@ -128,7 +128,7 @@ def export(network: BMN, path: str, batch: int, opset: int, exporter: str, shown
             torch.onnx.export(WithSampling(network), (image, torch.from_numpy(weights)), path, **how)
     except (RuntimeError, ValueError) as error:
         raise UserError("the %s exporter of PyTorch %s cannot write opset %d (%s): try another --opset or --exporter"
-                        % (exporter, torch.__version__, opset, str(error).splitlines()[0])) from error
+                        % (exporter, torch.__version__, opset, first_line(error))) from error
     finally:
         network.boundary_matching = kept
     model = onnx.load(path)

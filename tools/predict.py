@@ -98,6 +98,10 @@ def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
     recorded_with_it = state.get("options")
     opt = {name: recorded_with_it[name] for name in WINDOWS + SOFT_NMS
            if isinstance(recorded_with_it, dict) and name in recorded_with_it}
+    if args.feature_stride and not args.feature_snippet and opt.get("feature_snippet"):
+        # the snippets of the training, by its stride, are as many of the new stride
+        opt["feature_snippet"] = "%.9g%s" % (
+            (1 + 2 * margin_of(opt)) * float(args.feature_stride.rstrip("fs")), "f" * args.feature_stride.endswith("f"))
     opt.update((name, getattr(args, name)) for name in WINDOWS + SOFT_NMS if getattr(args, name) is not None)
     opt = with_defaults(dict(opt, device=args.device, **recorded.network_options(state, vars(args))))
     opts.check_together(opt)
@@ -139,8 +143,6 @@ def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
     Raises:
         UserError: there is nothing, or nothing that can be used.
     """
-    if not os.path.exists(path):
-        raise UserError("%s does not exist: give a feature file, or a folder of feature files" % path)
     if path.endswith(EXTENSIONS) and not os.path.isdir(path):
         check_input(path, "FEATURES")
         folder, file = os.path.split(path)
@@ -255,6 +257,7 @@ def predict_windows(network: BMN, runtime: Any, features: np.ndarray, name: str,
         found.update(merged.add(batch, *maps))
         curves.append(maps[1:])
     start, end = (joined(windows, np.concatenate(parts)) for parts in zip(*curves))
+    found[name][:, 1:] = np.clip(found[name][:, 1:], 0, 1)     # the outermost positions may reach beyond the features
     return found[name], (None, start, end)
 
 
@@ -313,6 +316,8 @@ def check_paths(args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace) -> None:
     check_paths(args)
+    if not os.path.exists(args.features):
+        raise UserError("%s does not exist: give a feature file or a video, or a folder of them" % args.features)
     network, opt = open_network(args)
     with device.setup(opt) as runtime:
         source, names = (extract(args, opt, runtime) if are_videos(args.features) else find_videos(args.features, opt))

@@ -250,6 +250,11 @@ class FolderFeatures:
         if path.endswith(".csv") and index_column(path):
             return ("the first column of %s has no name: in each such file it is taken for an index and left out, if "
                     "it counts 0, 1, 2, ..." % path)
+        if not self.temporal_scale:
+            shape = array_shape(path) or self.table(name)[0].shape
+            if self.feat_dim and self.feat_dim not in shape:
+                return ("the %d columns of %s and of the others like it are filled up with zeros to --feat_dim %d"
+                        % (shape[-1], path, self.feat_dim))
         return None
 
     def _path(self, name):

@@ -106,8 +106,9 @@ def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict, margi
     in_frames, scaled = stride.endswith("f"), {}
     unknown = [name for name, video in videos.items() if in_frames and not video.frames]
     if unknown:
-        raise UserError("--feature_stride %s is in frames, but the annotations do not say how many frames %d videos "
-                        "have (%s): give it in seconds" % (stride, len(unknown), few(unknown)))
+        raise UserError("--feature_stride %s is in frames, but nothing says how many frames %s (%s): give it in seconds"
+                        % (stride, "%d videos have" % len(unknown) if len(unknown) > 1 else "a video has",
+                           few(unknown)))
     for name, video in videos.items():
         step = _number(stride) * (video.seconds / video.frames if in_frames else 1)
         scaled[name] = _covering(video, (rows[name] + 2 * margin) * step)

@@ -13,7 +13,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from bmn.errors import UserError
+from bmn.errors import UserError, first_line
 from bmn.machine.device import TORCH
 
 APEX_BEFORE = (2, 0)        # the older PyTorch of an NPU comes with Ascend's apex, and is meant to be used with it
@@ -228,7 +228,7 @@ def find_apex() -> Tuple[Any, Optional[str]]:
         return None, "the installed package 'apex' lacks the package %s; PyPI's apex is another program" % error.name
     except Exception as error:
         return None, ("apex cannot be imported (%s); PyPI's package of that name is another program"
-                      % (str(error) or repr(error)).splitlines()[0])
+                      % first_line(error))
     try:
         from apex import amp
         return amp, None

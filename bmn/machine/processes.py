@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from bmn.errors import UserError
+from bmn.errors import UserError, first_line
 
 MASTER = ("127.0.0.1", "29681")         # address and port of rank 0, where the environment does not name them
 JOIN_WITHIN = datetime.timedelta(minutes=10)
@@ -119,6 +119,6 @@ def join(member: Member, kind: str, backend: str) -> Any:
         raise UserError("rank %d of %d could not join the others at %s:%s (MASTER_ADDR, MASTER_PORT): %s; "
                         "check that all processes run and have this address"
                         % (member.rank, member.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"],
-                           (str(error) or repr(error)).splitlines()[0])) from None
+                           first_line(error))) from None
     raise UserError("the processes chose different devices (%s): give the same --device to all"
                     % ", ".join("rank %d %s" % pair for pair in enumerate(kinds)))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bmn.errors import Stopped, UserError
+from bmn.errors import Stopped, UserError, first_line
 from bmn.machine import profiling
 from bmn.machine.processes import Member
 
@@ -214,7 +214,7 @@ class Runtime:
                 self._api.set_rng_state(state[self.kind].cpu(), self.device)
         except (RuntimeError, TypeError) as error:
             raise UserError("the state of the random numbers in the checkpoint cannot be used (%s): use another "
-                            "checkpoint" % str(error).splitlines()[0]) from None
+                            "checkpoint" % first_line(error)) from None
 
     def check_profiler(self, folder: str) -> None:
         """Check that a trace can be made, and make its ``folder``. An empty ``folder`` means no trace.

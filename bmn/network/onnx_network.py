@@ -5,7 +5,7 @@ from typing import Any, Tuple
 import numpy as np
 import torch
 
-from bmn.errors import UserError
+from bmn.errors import UserError, first_line
 from bmn.inputs import read_bytes
 
 OUTPUTS = {"confidence_map": 4, "start": 2, "end": 2}       # name: dimensions
@@ -48,7 +48,7 @@ class OnnxNetwork:
                                                         enable_fallback=0)     # which prints, and tries the same again
         except Exception as error:          # onnxruntime's exceptions have no class in common
             raise UserError("--onnx %s cannot be loaded by onnxruntime (%s): export it again with "
-                            "tools/export_onnx.py" % (path, str(error).splitlines()[0][:200])) from None
+                            "tools/export_onnx.py" % (path, first_line(error)[:200])) from None
         self.path = path
         self._check_ends()
         self._check_options(dict(shown, layout=layout, max_duration=max_duration))

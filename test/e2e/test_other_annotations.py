@@ -59,6 +59,9 @@ def test_a_result_file_is_evaluated_alone(trained):
         alone = succeeded(trained.run("main.py", "--device", "cpu", "--mode", "evaluate", *options))
         assert figures(alone) == figures(log) and page.exists()
         page.unlink()
+    succeeded(trained.run("main.py", "--device", "cpu", "--mode", "evaluate", *options, "--result_file",
+                          "output/result_proposal.json", "--output_dir", "again"))
+    assert (trained.folder / "again" / "report.html").exists() and not page.exists()
     results = json.loads(trained.text("output/result_proposal.json"))
     for rows in results["results"].values():
         for row in rows:

@@ -158,10 +158,13 @@ def test_baselines_serve_the_actions_of_training(rng):
     training, test = videos(60), videos(40)
     truth = {name[2:]: video.actions for name, video in test.items() if video.actions}
     found = evaluation.baselines(truth, training, test)
-    assert list(found) == ["random", "the best list without features"]
+    assert [name.partition(" (")[0] for name in found] == ["random", "the best list without features"]
     random, best = (evaluation.average_recall_at(curve[2], 5) for curve in found.values())
     assert best > 0.85 and best > random + 0.5
     assert list(evaluation.baselines(truth, {}, test)) == ["random"]
+    for start, end in ((12.0, 14.0), (5.0, 5.0)):       # outside the video, or without length: no list meets it
+        one = {"a": Video(10.0, 10.0, 10.0, [(start, end, "x")])}
+        assert list(evaluation.baselines({"a": [(1.0, 2.0, "x")]}, one, {"a": one["a"]})) == ["random"]
 
 
 def test_a_tiou_equal_to_the_threshold_counts():

@@ -17,9 +17,8 @@ import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from bmn.owner import Owner
 with Owner(sys.argv[2], "checkpoint_path") as one:
-    child = os.fork() if "child" in sys.argv else 1
-    if child:
-        print("mine", child, flush=True)
+    if "child" not in sys.argv or not os.fork():        # the child says so itself: then it runs
+        print("mine", os.getpid(), flush=True)
     time.sleep(600)
 """
 

@@ -141,7 +141,7 @@ def test_a_stride_gives_the_lengths_that_features_cover():
         assert found["a"].seconds == 10.0
     with pytest.raises(UserError, match=r"--feature_stride 0\.5.* 2 of 2 videos.*50 rows are 25\.0 seconds.*10\.0"):
         with_stride(videos, rows, "0.5")
-    with pytest.raises(UserError, match=r"--feature_stride 6f is in frames.* how many frames 1 videos.*seconds"):
+    with pytest.raises(UserError, match=r"--feature_stride 6f is in frames.* frames a video has \(c\): give it in"):
         with_stride(dict(videos, c=Video(1.0, 1.0, 1.0)), dict(rows, c=5), "6f")
 
 

@@ -62,3 +62,35 @@ def test_what_is_odd_is_counted_and_is_no_error(tmp_path, capsys, change, said):
     run(opt)
     out = capsys.readouterr().out
     assert said in out and "1 videos are listed more than once: they count once (v_a)" in out
+
+
+def check_windows(opt, *more):
+    names = ("video_anno", "training_subset", "validation_subset", "data_path", "feat_dim")
+    check_data.main(parse_opt(["--%s=%s" % (name, opt[name]) for name in names] + list(more), more=[check_data.PLOT]))
+
+
+def test_what_windows_cut_off_is_counted(tmp_path, capsys):
+    opt = small_data.make_long(tmp_path, rows=(60, 9, 40, 5))
+    check_windows(opt, "--window", "10", "--max_duration", "4")
+    out = capsys.readouterr().out
+    # v_0 has a window every five rows, v_1 and v_3 one each
+    assert "train: 12 windows of 10 positions, each of 1 to 1 s; in 2 of them lies an action" in out
+    assert "validation: 8 windows of 10 positions" in out
+    # v_0 and v_2 have an action of half their length
+    assert out.count("odd: 1 action longer than a window (10): no proposal matches them whole") == 2
+    assert out.count("odd: 1 action in no window by --window_inside 0.9: no labels") == 2
+    assert "all 4 videos of train and validation can be used: T = 10, C = 6" in out
+
+
+def test_features_at_their_own_rate_are_told(tmp_path, capsys):
+    opt = small_data.make_long(tmp_path, rows=(60, 9, 40, 5))
+    with pytest.raises(UserError, match=r"features of 4 videos have from 5 to 60 rows of --feat_dim 6 .*--window$"):
+        check_windows(opt, "--temporal_scale", "100")
+
+
+def test_a_long_list_of_problems_is_cut(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check_data, "MOST", 2)
+    opt = small_data.make(tmp_path)
+    with pytest.raises(UserError, match="5 of 5 videos cannot be used"):
+        run(dict(opt, feat_dim=8))
+    assert "  ... and 3 more" in capsys.readouterr().out

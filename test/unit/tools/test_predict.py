@@ -113,6 +113,7 @@ def test_a_packed_file_is_read(network, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments,parts", [
     (["nowhere.csv", "--duration", "5"], ["nowhere.csv does not exist"]),
+    (["nowhere.mp4", "--page", "p.html"], ["nowhere.mp4 does not exist: give a feature file or a video"]),
     (["empty", "--duration", "5"], ["empty holds no features"]),
     (["v_a.csv", "--duration", "long"], ["v_a", "'long'", "seconds above 0"]),
     (["v_a.csv", "--duration", "-3"], ["v_a", "-3", "seconds above 0"]),
