@@ -153,7 +153,7 @@ def train(opt, runtime, precision, annotations, owner):
     training_videos, validation_videos = open_datasets(opt, runtime, annotations, "train", "validation")
     labelled = any(video.actions for video in validation_videos.videos.values())
     if not labelled:
-        runtime.log("none of %s has an action, so their losses say nothing: the best checkpoint is the last one"
+        runtime.log("none of the %s has an action, so their losses say nothing: the best checkpoint is the last one"
                     % counted(len(validation_videos.video_list), "validation video"))
     run_folder.check_same_videos(begun, training_videos.item_names)
     batches = TrainingBatches(len(training_videos), local_batch_size, opt["seed"], runtime.rank, runtime.world_size,
