@@ -12,7 +12,7 @@ import pytest
 def blocks(root):
     """[(language, text)] of the walk-through."""
     with open(os.path.join(root, "docs", "data.md"), encoding="utf-8") as handle:
-        section = handle.read().split("## A data set of your own")[1]
+        section = handle.read().split("## A data set of your own")[1].split("\n## ")[0]
     return re.findall(r"```(python|bash)\n(.*?)```", section, re.DOTALL)
 
 
