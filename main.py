@@ -51,7 +51,7 @@ from detection import FILE as DETECTIONS
 from detection import evaluate_detection
 from eval import evaluation_proposal
 from models import BMN
-from report import PLAYED, report_path, write_report
+from report import played_path, report_path, write_report
 
 TRAINING = ("train", "full")        # the modes that train
 USUAL_HELPERS = DEFAULTS["post_process_thread"]
@@ -119,7 +119,7 @@ def outputs(opt):
     files = {"--result_file": opt["result_file"], "--save_fig_path": opt["save_fig_path"],
              "the report": report_path(opt)}
     if opt["videos"]:
-        files["the page of --videos"] = os.path.join(os.path.dirname(opt["result_file"]), PLAYED)
+        files["the page of --videos"] = played_path(opt)
     if saves_tables(opt):
         files["a table of --output_dir"] = os.path.join(opt["output_dir"], FOLDER, "video.csv")
     if opt["mode"] == "detection":

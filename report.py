@@ -29,7 +29,7 @@ SHOWN = 10              # best proposals of a video that are drawn; the videos a
 def write_report(opt: dict, result: evaluation.Evaluation, videos: Optional[Dict[str, Video]] = None,
                  maps_of: Optional[Callable[[List[str]], Sequence[Sequence[np.ndarray]]]] = None,
                  training: Optional[Dict[str, Video]] = None) -> str:
-    """Write report.html into the folder of opt["result_file"].
+    """Write report.html to :func:`report_path`.
 
     Args:
         opt: complete dict; result_file, pth_path, onnx, videos and checkpoint_path are read, and metrics.jsonl in the
@@ -69,6 +69,11 @@ def report_path(opt: dict) -> str:
     """Where the page of a run goes: beside opt["result_file"]; where that is only read, into opt["output_dir"]."""
     folder = opt["output_dir"] if opt.get("mode") == "evaluate" else os.path.dirname(opt["result_file"])
     return os.path.join(folder, FILE)
+
+
+def played_path(opt: dict) -> str:
+    """Where the page that plays videos goes: beside the report, which links to it."""
+    return os.path.join(os.path.dirname(report_path(opt)), PLAYED)
 
 
 def _summary(opt, result, videos, training):
@@ -142,7 +147,7 @@ def _videos(opt, result, videos, maps_of):
         chosen.setdefault(known[rank], title)
     maps = maps_of([names[video_id(name)] for name in chosen]) if maps_of else [None] * len(chosen)
     files = pages.find_files(opt["videos"], [names[video_id(name)] for name in chosen]) if opt["videos"] else {}
-    played, page = [], os.path.join(os.path.dirname(opt["result_file"]), PLAYED)
+    played, page = [], played_path(opt)
     sections = []
     for (name, title), its_maps in zip(chosen.items(), maps):
         truth, proposals = sorted(result.ground_truth[name]), result.proposals.get(name, np.empty((0, 3)))
