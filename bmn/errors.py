@@ -20,9 +20,9 @@ class Stopped(SystemExit):
     """All processes of the run end together, after a signal, and have saved what there was."""
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of the text of an error, for a sentence; its type where it has no text."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
+def first_line(error: Any) -> str:
+    """The first line of an error, or of its text, for a sentence; its type where it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def command_line(parse: Callable[[], Any], *more_packages: str) -> Any:

@@ -25,7 +25,6 @@ from bmn.errors import UserError, command_line, run_as_program
 from bmn.options import DEFAULTS, INDEX, OPTIONS, RECORDED_OPTIONS, with_defaults
 
 SOFT_NMS = ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres", "kept")
-
 WINDOWS = ("window_overlap", "feature_stride", "feature_snippet")
 
 
@@ -70,7 +69,7 @@ from bmn import extracted
 from bmn.data.annotation_files import length_in_seconds, read_annotation_files
 from bmn.data.annotations import Video, read_actions, read_entry
 from bmn.data.array_files import ARRAY_EXTENSIONS
-from bmn.data.feature_files import as_rows, few, filled_up
+from bmn.data.feature_files import as_rows, few, filled_up, scale_of
 from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
 from bmn.data.loaders import BLOCK
 from bmn.data.windows import cut, joined, margin_of, padded, with_stride
@@ -147,8 +146,7 @@ def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
         check_input(path, "FEATURES")
         folder, file = os.path.split(path)
         name = os.path.splitext(file)[0]
-        return FolderFeatures(folder, 0 if opt["window"] else opt["temporal_scale"], opt["feat_dim"],
-                              {name: file}), [name]
+        return FolderFeatures(folder, scale_of(opt), opt["feat_dim"], {name: file}), [name]
     source = open_source(dict(opt, data_path=path))
     names = sorted(source.names())
     if not names:

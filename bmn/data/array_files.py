@@ -16,7 +16,7 @@ import numpy as np
 
 from bmn import unpickling
 from bmn.data.feature_files import few
-from bmn.errors import UserError
+from bmn.errors import UserError, first_line
 from bmn.inputs import check_size, open_input, read_bytes
 from bmn.values import counted
 
@@ -42,8 +42,8 @@ def read_array(path: str) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:      # damaged bytes can end in any exception
-        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
-        raise UserError("%s is not a readable %s (%s): make it again" % (where, _KINDS[kind], reason)) from None
+        raise UserError("%s is not a readable %s (%s): make it again"
+                        % (where, _KINDS[kind], first_line(error)[:120])) from None
     return numbers(arrays, where)
 
 

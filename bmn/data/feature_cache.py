@@ -10,10 +10,10 @@ from typing import Any, Callable, List
 import numpy as np
 
 from bmn import parallel
+from bmn.data.feature_files import scale_of
 from bmn.data.packed_features import PackedFeatures, header_of, is_of_version_1, video_bytes
 from bmn.errors import UserError
 from bmn.files import replacing
-from bmn.parallel import without_errors
 from bmn.progress import progress, size_text
 from bmn.values import counted
 
@@ -60,7 +60,7 @@ def open_cache(opt: dict, source: Any, names: List[str], log: Callable[[str], No
 
 def _form(opt):
     """(T, or 0 for features at their own rate; C; type)"""
-    return 0 if opt["window"] else opt["temporal_scale"], opt["feat_dim"], opt["feature_cache_dtype"]
+    return scale_of(opt), opt["feat_dim"], opt["feature_cache_dtype"]
 
 
 def _paths(opt, source):
@@ -217,7 +217,7 @@ def _build(path, opt, source, names, packed, log):
 
 def _rows_of(source, names):
     """(name, number of rows) of each video."""
-    return without_errors(parallel.outcomes(lambda name: (name, source.rows(name)), names))
+    return parallel.without_errors(parallel.outcomes(lambda name: (name, source.rows(name)), names))
 
 
 def _reserve(handle, size):

@@ -104,6 +104,11 @@ def _value(cell: bytes) -> Optional[float]:
         return None
 
 
+def scale_of(opt: dict) -> int:
+    """T that features must have, or 0: with --window they have any number of rows, at their own rate."""
+    return 0 if opt.get("window") else opt["temporal_scale"]
+
+
 def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim: int, where: str) -> np.ndarray:
     """float32 [C, T] from a table that is [T, C] or, where the rows are not known to be time, [C, T].
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from bmn.data.array_files import ARRAY_EXTENSIONS, array_shape, read_array
 from bmn.data.feature_cache import open_cache
-from bmn.data.feature_files import few, fitted, index_column, read_csv, time_axis
+from bmn.data.feature_files import few, fitted, index_column, read_csv, scale_of, time_axis
 from bmn.data.hdf5_features import Hdf5Features, stamp_of
 from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
@@ -159,7 +159,7 @@ def open_source(opt: dict) -> Any:
     Raises:
         UserError: ``data_path`` does not exist, or is a file of another kind.
     """
-    path, scale, dim = opt["data_path"], 0 if opt.get("window") else opt["temporal_scale"], opt["feat_dim"]
+    path, scale, dim = opt["data_path"], scale_of(opt), opt["feat_dim"]
     if os.path.exists(path) and not os.path.isdir(path):
         check_input(path, "--data_path")
         if path.endswith(HDF5_EXTENSIONS):
@@ -228,9 +228,7 @@ class FolderFeatures:
             UserError: the file is missing or cannot be used.
         """
         path = self._path(name)
-        if path.endswith(".csv"):
-            return read_csv(path), True
-        return read_array(path), made_in(os.path.dirname(path))     # our own extraction writes a row for each snippet
+        return read_csv(path) if path.endswith(".csv") else read_array(path), _rows_are_time(path)
 
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its file cannot be used."""
@@ -242,7 +240,7 @@ class FolderFeatures:
         shape = array_shape(path)
         if shape is None or len(shape) != 2:
             return self.read(name).shape[1]
-        return shape[time_axis(shape, False, self.feat_dim, "the numbers of feature file " + path)]
+        return shape[time_axis(shape, _rows_are_time(path), self.feat_dim, "the numbers of feature file " + path)]
 
     def remark(self, name: str) -> Optional[str]:
         """What a user should know of how the file of a video is read, in a line; None where there is nothing."""
@@ -262,6 +260,11 @@ class FolderFeatures:
         if stored is None:
             raise UserError("video %s has no features in %s: put %s.csv there" % (name, self.path, name))
         return os.path.join(self.path, self.names()[stored])
+
+
+def _rows_are_time(path):
+    """Whether that is known of a file: of a CSV file, and of what our own extraction wrote, a row for each snippet."""
+    return path.endswith(".csv") or made_in(os.path.dirname(path))
 
 
 def _best(files):

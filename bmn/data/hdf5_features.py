@@ -7,7 +7,7 @@ import numpy as np
 from bmn.data.array_files import numbers
 from bmn.data.feature_files import few, fitted
 from bmn.data.packed_features import stored_name
-from bmn.errors import UserError
+from bmn.errors import UserError, first_line
 from bmn.inputs import check_input, check_size
 
 
@@ -35,7 +35,7 @@ class Hdf5Features:
                 if isinstance(error, UserError):
                     raise
                 raise UserError("feature file %s is not a readable HDF5 file (%s): write it again"
-                                % (self.path, _short(error))) from None
+                                % (self.path, first_line(error)[:160])) from None
         return self._names
 
     def __contains__(self, name: str) -> bool:
@@ -59,7 +59,7 @@ class Hdf5Features:
         except UserError:
             raise
         except Exception as error:      # a type, a link that leads nowhere, damaged bytes: h5py raises any exception
-            raise UserError("%s cannot be read (%s): write the file again" % (where, _short(error))) from None
+            raise UserError("%s cannot be read (%s): write the file again" % (where, first_line(error)[:160])) from None
 
     def _data_set(self, group, name, where):
         """The data set of a video: itself, or the only one in its group. No link leads to another file."""
@@ -108,12 +108,8 @@ class Hdf5Features:
                 raise UserError("feature file %s %s" % (self.path, (
                     "is open in another process, which may be writing it: wait until that has ended, or set "
                     "HDF5_USE_FILE_LOCKING=FALSE if nothing writes it (%s)" if locked else
-                    "is not a readable HDF5 file (%s): write it again") % _short(error))) from None
+                    "is not a readable HDF5 file (%s): write it again") % first_line(error)[:160])) from None
         return self._file
-
-
-def _short(error):
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def stamp_of(path: str) -> List[int]:

@@ -18,7 +18,7 @@ from typing import Optional, Tuple, Union
 import numpy as np
 import torch
 
-from bmn.errors import UserError
+from bmn.errors import UserError, first_line
 from bmn.machine.peers import Peers
 from bmn.machine.processes import Member, join
 from bmn.machine.runtime import Runtime
@@ -45,7 +45,7 @@ def npu_problem() -> Optional[str]:
         if torch.npu.is_available() and torch.npu.device_count() > 0:
             return None
     except Exception as error:
-        return "torch_npu fails to look for devices (%s)" % _first_line(error)
+        return "torch_npu fails to look for devices (%s)" % first_line(error)
     return "torch_npu sees no device%s" % _visibility("npu")
 
 
@@ -56,7 +56,7 @@ def _import_problem(text):
     if "cannot open shared object file" in text:
         return ("torch_npu does not find CANN (%s): install CANN, or source its set_env.sh"
                 % text[:text.index("cannot open")].strip(" :").splitlines()[-1])
-    return "torch_npu cannot be imported (%s)" % _first_line(text)
+    return "torch_npu cannot be imported (%s)" % first_line(text)
 
 
 def cuda_problem() -> Optional[str]:
@@ -71,10 +71,6 @@ def cuda_problem() -> Optional[str]:
 def _visibility(kind):
     value = os.environ.get(VISIBLE[kind])
     return "" if value is None else " (%s=%s)" % (VISIBLE[kind], value)
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def choose(wanted: str) -> Tuple[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bmn.errors import UserError
+from bmn.errors import UserError, first_line
 from bmn.inputs import check_input, open_input
 from bmn.parallel import processors
 from bmn.video.packages import package
@@ -145,7 +145,7 @@ class OnnxBackbone:
             self.session = runtime.InferenceSession(path, options, providers=runtime.get_available_providers())
         except Exception as error:      # its exceptions have no common class
             raise UserError("--backbone %s is no ONNX file that onnxruntime %s can run (%s)"
-                            % (path, runtime.__version__, _first_line(error))) from None
+                            % (path, runtime.__version__, first_line(error)[:200])) from None
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) not in (4, 5) or inputs[0].type not in _TYPES:
             raise UserError("--backbone %s takes %s, but a backbone takes one array of pictures: [n, 3, h, w] or "
@@ -196,7 +196,7 @@ class OnnxBackbone:
                 output = np.asarray(self.session.run(None, {self.name: np.ascontiguousarray(filled)})[0])
             except Exception as error:
                 raise UserError("--backbone %s cannot compute pictures of shape %s (%s)"
-                                % (self.path, list(filled.shape), _first_line(error))) from None
+                                % (self.path, list(filled.shape), first_line(error)[:200])) from None
             if len(output) != size or output.size // size != max(output.shape[1:], default=0):
                 raise UserError("--backbone %s gives an array of shape %s for %d snippets, but a backbone gives a "
                                 "vector for each: export its pooled output" % (self.path, list(output.shape), size))
@@ -244,11 +244,7 @@ def _sentences(name, library):
     except Exception as error:          # damaged files can end in any exception
         raise UserError("--backbone %s cannot be used with transformers %s (%s): give the folder of a model for "
                         "pictures or videos, with its weights and its %s"
-                        % (name, library.__version__, _first_line(error), PREPROCESSOR)) from None
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                        % (name, library.__version__, first_line(error)[:200], PREPROCESSOR)) from None
 
 
 def _digest(path):

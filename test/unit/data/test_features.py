@@ -474,3 +474,16 @@ def test_the_prefix_makes_no_difference_but_only_one_of_them(name, names, stored
     assert stored_name(name, names, "x") == stored
     with pytest.raises(UserError, match="x has features of v_a and of a, which are the same video"):
         stored_name("a", ["a", "v_a"], "x")
+
+
+def test_an_extracted_table_of_as_many_rows_as_numbers_is_no_riddle(tmp_path):
+    """read() and rows() agree: what tools/extract_features.py wrote has a row for each snippet."""
+    table = small_data.table("v_a", 6, 6).astype(np.float32)
+    np.save(str(tmp_path / "v_a.npy"), table)
+    with pytest.raises(UserError, match="it is unknown which axis is time"):
+        source_of(tmp_path, window=4).rows("v_a")
+    (tmp_path / "videos.csv").write_text("video,seconds,frames,fps,snippets,stride\nv_a,4,96,25,6,16\n")
+    (tmp_path / "features.json").write_text("{}")
+    source = source_of(tmp_path, window=4)
+    assert source.rows("v_a") == 6
+    np.testing.assert_array_equal(source.read("v_a"), table.T)
