@@ -29,6 +29,8 @@ from bmn.network.products import product
 from bmn.network.proposal_rows import through_relu
 from bmn.sampling import proposals
 
+TILE = 2 ** 14      # rows that are computed at once: 25 MB of columns in float32
+
 
 class WholeMap:
     """Puts rows of proposals into their cells of the map, and takes what comes out of it in the order [start, end].
@@ -123,7 +125,8 @@ class _CellConvolution:
     """One convolution: from rows of the previous layer to rows of this one.
 
     The wanted cells of a row of the map form runs. Each run gets an unused row before and after it, so that the
-    one-dimensional convolution does not mix neighbouring runs.
+    one-dimensional convolution does not mix neighbouring runs. So any number of whole runs, a tile, can be computed
+    alone.
 
     Args:
         wanted: bool, the map of cells to compute.
@@ -142,21 +145,50 @@ class _CellConvolution:
         inside = (above >= 0) & (above < lines) & (column >= 0)[:, None] & (column < columns)[:, None]
         source_row = np.zeros(above.shape, np.int64)
         source_row[inside] = source[above[inside], np.broadcast_to(column[:, None], above.shape)[inside]]
-        inside, source_row = inside.ravel(), source_row.ravel()             # [rows * 3]
-        self.source_row, self.outside = torch.from_numpy(source_row), torch.from_numpy(np.flatnonzero(~inside))
-        # For the gradient: which of the rows * 3 columns each row of the previous layer went into, as bags.
-        used_by = np.flatnonzero(inside)[np.argsort(source_row[inside], kind="stable")]
-        offset = np.searchsorted(source_row[used_by], np.arange(sources))
-        self.used_by = torch.from_numpy(used_by), torch.from_numpy(offset)
+        ends = np.append(np.flatnonzero((np.diff(line) != 0) | (np.diff(column) != 1)) + 1, self.rows)
+        self.tiles, first = [], 0
+        for end in ends[np.append(np.diff(ends // TILE) > 0, True)]:
+            self.tiles.append(_Tile(first, end, source_row[first:end].ravel(), inside[first:end].ravel(), sources))
+            first = end
 
     def __call__(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """ReLU of the convolution: [rows of the previous layer, C] -> [rows of this one, O]; weight [O, C, 3, 3]."""
         weight = weight.permute(0, 2, 1, 3).reshape(weight.shape[0], -1, 1, 3)          # [O, 3*C, 1, 3]
         return _Convolve.apply(rows, weight, bias, self)
 
+
+class _Tile:
+    """Rows ``first`` to ``end`` of a convolution, few enough that no matrix of theirs leaves the processor's cache.
+
+    Args:
+        source_row: int64 [rows * 3], which row of the previous layer a column is a copy of.
+        inside: bool [rows * 3]; beyond the border of the map there are zeros.
+        sources: number of rows of the previous layer. The last of them may belong to many cells.
+    """
+
+    def __init__(self, first, end, source_row, inside, sources):
+        self.rows, self.size, last = slice(first, end), end - first, sources - 1
+        self.source_row, self.outside = torch.from_numpy(source_row), torch.from_numpy(np.flatnonzero(~inside))
+        # For the gradient: which of the rows * 3 columns each row of the previous layer went into, as bags. They are
+        # those of neighbouring rows, and one of the last row.
+        used_by = np.flatnonzero(inside)[np.argsort(source_row[inside], kind="stable")]
+        used = source_row[used_by]
+        others = used[used < last]
+        begin, stop = (others[0], others[-1] + 1) if len(others) else (0, 0)
+        self.sources = slice(begin, stop)
+        offset = np.searchsorted(used, np.append(np.arange(begin, stop), last))
+        self.used_by = torch.from_numpy(used_by), torch.from_numpy(offset)
+
     def columns(self, rows):
-        # [*, C] -> [rows, 3*C]; beyond the border of the map there are zeros
-        return rows.index_select(0, self.source_row).index_fill_(0, self.outside, 0).view(self.rows, -1)
+        # [*, C] -> [rows, 3*C]
+        return rows.index_select(0, self.source_row).index_fill_(0, self.outside, 0).view(self.size, -1)
+
+    def add_gradient(self, grad_columns, grad_rows):
+        """Add [rows, 3*C] to [*, C], each to the row that it is a copy of."""
+        index, offset = self.used_by
+        sums = F.embedding_bag(index, grad_columns.view(len(self.source_row), -1), offset, mode="sum")
+        grad_rows[self.sources] += sums[:-1]
+        grad_rows[-1] += sums[-1]
 
 
 class _Convolve(torch.autograd.Function):
@@ -164,7 +196,9 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, weight, bias, cells):
-        result = _rows(F.relu_(_along(cells.columns(rows), weight, bias)))
+        # The type of the result is the convolution's: autocast may cast in between.
+        results = (F.relu_(_along(tile.columns(rows), weight, bias)) for tile in cells.tiles)
+        result = torch.cat([_rows(image) for image in results])
         ctx.cells = cells
         ctx.save_for_backward(rows, weight, result)
         return result
@@ -172,16 +206,18 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         rows, weight, result = ctx.saved_tensors
-        grad = through_relu(grad, result)
-        columns = ctx.cells.columns(rows.to(grad.dtype))        # autocast may have cast in between
-        # [3 * O, M]: the gradient of the cell after each one, of itself, and of the cell before
-        shifted = F.pad(grad.t(), (1, 1))
-        shifted = torch.cat([shifted[:, 2:], shifted[:, 1:-1], shifted[:, :-2]])
-        grad_weight = product(shifted, columns.t()).view(3, grad.shape[1], -1).permute(1, 2, 0)
-        grad_columns = _rows(_along(grad, weight.to(grad.dtype).flip(3).transpose(0, 1), None))
-        index, offset = ctx.cells.used_by
-        grad_rows = F.embedding_bag(index, grad_columns.reshape(-1, rows.shape[1]), offset, mode="sum")
-        return grad_rows, grad_weight.unsqueeze(2), grad.sum(0), None
+        grad_rows, grad_weight, grad_bias = torch.zeros_like(rows, dtype=grad.dtype), 0, 0
+        rows, back = rows.to(grad.dtype), weight.to(grad.dtype).flip(3).transpose(0, 1)
+        for tile in ctx.cells.tiles:
+            own = through_relu(grad[tile.rows], result[tile.rows])
+            # [3 * O, M]: the gradient of the cell after each one, of itself, and of the cell before
+            shifted = F.pad(own.t(), (1, 1))
+            shifted = torch.cat([shifted[:, 2:], shifted[:, 1:-1], shifted[:, :-2]])
+            grad_weight = grad_weight + product(shifted, tile.columns(rows).t())
+            grad_bias = grad_bias + own.sum(0)
+            tile.add_gradient(_rows(_along(own, back, None)), grad_rows)
+        grad_weight = grad_weight.view(3, grad.shape[1], -1).permute(1, 2, 0)
+        return grad_rows, grad_weight.unsqueeze(2), grad_bias, None
 
 
 def _along(rows, weight, bias):

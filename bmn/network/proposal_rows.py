@@ -4,6 +4,7 @@ Projection, sampling, ReLU and the 1x1 convolution behind it are one step, with 
 the 512 channels at a time: the table of a block, and its samples, stay in the cache of the core between two steps.
 Sampling reads every row of a table about 150 times at T = 100, so this decides how fast it is (docs/performance.md).
 """
+import itertools
 from typing import Any, Sequence, Tuple
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from bmn.network.products import product
 
 BLOCK = 64          # channels; 32 and 128 are slower at T = 100, 200 and 400
+PIECE = 2 ** 13     # proposals whose blocks are put side by side at once: 16 MB in float32
 
 
 def proposal_rows(features: torch.Tensor, sampled: Any, reduction: Any, matching: Any) -> Sequence[torch.Tensor]:
@@ -31,7 +33,7 @@ def proposal_rows(features: torch.Tensor, sampled: Any, reduction: Any, matching
         return _ProposalRows.apply(features, *parts, matching)
     tables, biases, weight, bias = _in_type(features.dtype, *parts)
     bags = matching.bags(features)[0]
-    return (torch.relu_(product(_samples(video, tables, biases, bags, matching), weight, bias))
+    return (_reduced(_samples(video, tables, biases, bags, matching), weight, bias)
             for video in features.contiguous())
 
 
@@ -44,28 +46,30 @@ class _ProposalRows(torch.autograd.Function):
         tables, biases, weight, bias = _in_type(features.dtype, sampled, sampled_bias, reduction, reduction_bias)
         bags = matching.bags(features)[0]
         samples = [_samples(video, tables, biases, bags, matching) for video in features]
-        rows = tuple(torch.relu_(product(one, weight, bias)) for one in samples)
-        ctx.save_for_backward(features, tables, weight, *samples, *rows)
+        rows = tuple(_reduced(one, weight, bias) for one in samples)
+        ctx.save_for_backward(features, tables, weight, *rows, *itertools.chain(*samples))
         return rows
 
     @staticmethod
     def backward(ctx, *grads):
         features, tables, weight = ctx.saved_tensors[:3]
         videos, positions, channels = features.shape
-        samples, rows = ctx.saved_tensors[3:3 + videos], ctx.saved_tensors[3 + videos:]
+        rows, samples = ctx.saved_tensors[3:3 + videos], ctx.saved_tensors[3 + videos:]
         bags = ctx.matching.bags(features)[1]
         grads = [through_relu(grad, row) for grad, row in zip(grads, rows)]
-        grad_weight = sum(product(grad.t(), one.t()) for grad, one in zip(grads, samples))             # [R, O]
-        flat = features.view(-1, channels)
+        blocks, flat = len(tables), features.view(-1, channels)
+        samples = [samples[first:first + blocks] for first in range(0, len(samples), blocks)]
+        grad_weight = sum(product(part.t(), piece.t()) for grad, one in zip(grads, samples)             # [R, O]
+                          for part, piece in zip(grad.split(PIECE), _pieces(one)))
         grad_features, grad_biases = torch.zeros_like(flat), []
         outputs, width = weight.shape[1], tables.shape[1] // ctx.matching.num_sample
         grad_sampled = torch.empty(outputs, channels, ctx.matching.num_sample, dtype=ctx.types[0])
         table = features.new_empty(videos, positions, tables.shape[1])          # the gradient of a block's tables
-        for first, weights in zip(range(0, outputs, width), tables):
-            block, grad_bias = slice(first, first + width), 0
+        for number, weights in enumerate(tables):
+            block, grad_bias = slice(number * width, (number + 1) * width), 0
             back = weight[:, block].t().contiguous()                            # [block, R]
             for video, grad in enumerate(grads):
-                sums = through_relu(product(grad, back), samples[video][:, block])              # [P + 1, block]
+                sums = through_relu(product(grad, back), samples[video][number])        # [P + 1, block]
                 grad_bias = grad_bias + sums.sum(0)
                 table[video] = ctx.matching.weighted_sums(sums, bags).view(positions, -1)
             grad_biases.append(grad_bias)
@@ -95,11 +99,16 @@ def _in_type(dtype, sampled, sampled_bias, reduction, reduction_bias) -> Tuple[t
 
 
 def _samples(features, tables, biases, bags, matching):
-    """Features [T, C] of a video -> the contracted samples after their ReLU, [P + 1, O]."""
-    width = biases.shape[1]
-    samples = features.new_empty(matching.proposals + 1, biases.numel())
-    for block, (weights, bias) in enumerate(zip(tables, biases)):
-        table = product(features, weights).view(-1, width)                      # [T*N, block]
-        sums = matching.weighted_sums(table, bags).add_(bias).clamp_(min=0)
-        samples[:, block * width:(block + 1) * width] = sums
-    return samples
+    """Features [T, C] of a video -> blocks of the contracted samples after their ReLU, each [P + 1, block]."""
+    return [matching.weighted_sums(product(features, weights).view(-1, len(bias)), bags).add_(bias).clamp_(min=0)
+            for weights, bias in zip(tables, biases)]
+
+
+def _reduced(samples, weight, bias):
+    """Blocks of samples [P + 1, block] -> [P + 1, R]."""
+    return torch.cat([torch.relu_(product(piece, weight, bias)) for piece in _pieces(samples)])
+
+
+def _pieces(samples):
+    """Blocks of samples [P + 1, block] -> pieces [at most PIECE, O]."""
+    return (torch.cat(parts, 1) for parts in zip(*(block.split(PIECE) for block in samples)))

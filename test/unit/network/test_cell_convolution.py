@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bmn.network import cell_convolution
 from bmn.network.cell_convolution import CellConvolutions
 from bmn.sampling import proposals
 
@@ -44,9 +45,11 @@ def by_map(tscale, layout, max_duration, rows, *layers):
                                      else cells[0, 0] for end in range(tscale)]) for start in range(tscale)])
 
 
+@pytest.mark.parametrize("tile", [cell_convolution.TILE, 12])
 @pytest.mark.parametrize("valid_only", [False, True])
 @pytest.mark.parametrize("tscale,layout,max_duration", MAPS)
-def test_cells_and_gradients_equal_those_of_the_map(tscale, layout, max_duration, valid_only):
+def test_cells_and_gradients_equal_those_of_the_map(monkeypatch, tscale, layout, max_duration, valid_only, tile):
+    monkeypatch.setattr(cell_convolution, "TILE", tile)
     inputs = make(tscale, max_duration)
     found = by_cell(tscale, layout, max_duration, valid_only, *inputs)
     wanted = by_map(tscale, layout, max_duration, *inputs)
@@ -58,6 +61,16 @@ def test_cells_and_gradients_equal_those_of_the_map(tscale, layout, max_duration
     gradients = [torch.autograd.grad((result * factors).sum(), inputs) for result in (found, wanted)]
     for one, other in zip(*gradients):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-11)
+
+
+@pytest.mark.parametrize("tile", [1, 30, 400])
+def test_tiles_are_whole_runs_and_small(monkeypatch, tile):
+    monkeypatch.setattr(cell_convolution, "TILE", tile)
+    convolution = CellConvolutions(30, False).first
+    assert [one.rows.start for one in convolution.tiles] == [0] + [one.rows.stop for one in convolution.tiles[:-1]]
+    assert convolution.tiles[-1].rows.stop == convolution.rows
+    assert all(0 < one.size <= tile + 30 + 2 for one in convolution.tiles)
+    assert len(convolution.tiles) <= convolution.rows // tile + 1
 
 
 def test_gradients_are_the_derivatives():

@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from bmn.network import products
+from bmn.network import proposal_rows as of_proposals
 from bmn.network.boundary_matching import BoundaryMatching
 from bmn.network.products import product
-from bmn.network.proposal_rows import BLOCK, proposal_rows
+from bmn.network.proposal_rows import BLOCK, PIECE, proposal_rows
 
 OPTIONS = [((5, 3, 2, 0.5), "reference", 0), ((7, 2, 3, 1.2), "mmaction2", 0), ((8, 2, 2, 0.5), "opentad", 5)]
 
@@ -20,9 +21,10 @@ def plain(features, sampled, reduction, matching):
     return F.relu(F.linear(rows, reduction.weight.flatten(1), reduction.bias))
 
 
-@pytest.mark.parametrize("outputs", [6, 2 * BLOCK])
+@pytest.mark.parametrize("outputs,piece", [(6, PIECE), (2 * BLOCK, PIECE), (2 * BLOCK, 5)])
 @pytest.mark.parametrize("options,layout,max_duration", OPTIONS)
-def test_rows_and_gradients_equal_those_of_plain_operations(options, layout, max_duration, outputs):
+def test_rows_and_gradients_equal_those_of_plain_operations(monkeypatch, options, layout, max_duration, outputs, piece):
+    monkeypatch.setattr(of_proposals, "PIECE", piece)
     torch.manual_seed(1)
     matching = BoundaryMatching(*options, layout=layout, max_duration=max_duration)
     sampled, reduction = nn.Conv3d(4, outputs, (options[1], 1, 1)).double(), nn.Conv2d(outputs, 3, 1).double()
