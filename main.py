@@ -6,7 +6,7 @@ new proposals   python3 main.py --mode inference --data_path DIR --pth_path chec
 figures         python3 main.py --mode evaluate --result_file FILE
 detection       python3 main.py --mode detection --classification_file FILE
 """
-from bmn.errors import UserError, command_line, run_as_program
+from bmn.errors import command_line, run_as_program
 from opts import parse_opt
 
 if __name__ == "__main__":      # before PyTorch is imported: --help and a mistake in an option are answered at once
@@ -19,19 +19,16 @@ import itertools
 import os
 
 import numpy as np
-import torch
 
 import engine
 import post_processing
-from bmn.data.annotation_files import paths_of
 from bmn.data.annotations import Annotations, remarks
 from bmn.data.features import open_features
 from bmn.data.ground_truth import ground_truth_of
 from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks, video_blocks
 from bmn.data.windows import joined
 from bmn.extracted import carry_description, find_description
-from bmn.files import check_outputs, inside, write_json
-from bmn.inputs import check_input
+from bmn.files import inside, write_json
 from bmn.machine import amp
 from bmn.machine.pauses import Pauses
 from bmn.network.contraction import choose_contraction
@@ -40,22 +37,19 @@ from bmn.options import BEST, DEFAULTS, INPUT_OPTIONS
 from bmn.owner import Owner
 from bmn.parallel import limited
 from bmn.progress import Progress
-from bmn.results.figures import picture_format
 from bmn.results.result_files import read_detections
 from bmn.results.score_tables import FOLDER, CsvExport
-from bmn.training import checkpoint, recorded, run_folder
+from bmn.training import checkpoint, recorded, resuming, run_folder
 from bmn.training.training import Training
 from bmn.values import counted
+from checks import TRAINING, check_files, saves_tables
 from dataset import VideoDataSet, default_workers
-from detection import FILE as DETECTIONS
 from detection import evaluate_detection
 from eval import evaluation_proposal
 from models import BMN
-from report import played_path, report_path, write_report
+from report import write_report
 
-TRAINING = ("train", "full")        # the modes that train
 USUAL_HELPERS = DEFAULTS["post_process_thread"]
-INPUTS = ("video_info", "data_path", "ground_truth", "classification_file", "blocked", "onnx")      # none is written
 LOSS_LINE = ("BMN %s loss(epoch %d, n_iter %d): tem_loss: %.03f, pem class_loss: %.03f, pem reg_loss: %.03f, "
              "total_loss: %.03f")
 
@@ -91,50 +85,6 @@ def owned(opt, runtime):
     if opt["mode"] in TRAINING and runtime.is_main:
         return Owner(opt["checkpoint_path"], "checkpoint_path", runtime.log)
     return contextlib.nullcontext()
-
-
-def check_files(opt, runtime):
-    """Find out now, not after ten epochs, that an input cannot be read or an output cannot be written."""
-    for name in ("onnx", "classification_file", "ground_truth", "blocked"):
-        if opt[name]:
-            check_input(opt[name], "--" + name)
-    if opt["videos"] and not os.path.isdir(opt["videos"]):
-        raise UserError("--videos %s is no folder: give the one of the videos" % opt["videos"])
-    if opt["resume"] not in ("", "auto"):
-        check_input(opt["resume"], "--resume", "give a checkpoint, or auto")
-    starts_from_a_network = opt["finetune"] if opt["mode"] in TRAINING else opt["mode"] == "inference"
-    if starts_from_a_network and not opt["onnx"]:
-        check_input(opt["pth_path"], "--pth_path", "give a checkpoint, or train first")
-    if opt["mode"] in TRAINING:
-        runtime.check_profiler(opt["profile"])
-    inputs = {"--" + name: opt[name] for name in INPUTS if opt[name]}
-    inputs.update(("--video_anno " + path, path) for path in paths_of(opt["video_anno"]))
-    check_outputs(outputs(opt), inputs)
-    if opt["mode"] != "train":
-        picture_format(opt["save_fig_path"])
-
-
-def outputs(opt):
-    """{what it is: path} of every file that this run writes."""
-    files = {"--result_file": opt["result_file"], "--save_fig_path": opt["save_fig_path"],
-             "the report": report_path(opt)}
-    if opt["videos"]:
-        files["the page of --videos"] = played_path(opt)
-    if saves_tables(opt):
-        files["a table of --output_dir"] = os.path.join(opt["output_dir"], FOLDER, "video.csv")
-    if opt["mode"] == "detection":
-        return {"the detections": os.path.join(os.path.dirname(opt["result_file"]), DETECTIONS)}
-    if opt["mode"] == "evaluate":
-        written = ("--save_fig_path", "the report", "the page of --videos")
-        return {name: files[name] for name in written if name in files}
-    checkpoints = {name + " of --checkpoint_path": os.path.join(opt["checkpoint_path"], name)
-                   for name in (BEST, run_folder.LAST, run_folder.METRICS, "opts.json")}
-    return dict(checkpoints if opt["mode"] in TRAINING else {}, **(files if opt["mode"] != "train" else {}))
-
-
-def saves_tables(opt):
-    """Whether the tables of all pairs are written: never of windows, of which a long video has gigabytes."""
-    return opt["save_csv"] and not opt["window"]
 
 
 def open_annotations(opt, runtime):
@@ -204,9 +154,8 @@ def begin(opt, runtime, precision):
     device.seed_everything(opt["seed"])
     network = BMN(opt)
     if opt["finetune"]:
-        checkpoint.put_network(read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
+        checkpoint.put_network(resuming.read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
     training = Training(network.to(runtime.device), precision, opt)
-    choose_contraction(training.network, runtime, precision, runtime.local_batch_size(opt["batch_size"]), True)
     device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
     path = opt["resume"]
     if path == "auto":
@@ -214,34 +163,10 @@ def begin(opt, runtime, precision):
         if not runtime.broadcast(os.path.exists(path)):
             runtime.log("--resume auto: there is no %s yet, so this is a new run" % path)
             path = ""
-    return training, resume(training, path, opt, runtime) if path else None
-
-
-def resume(training, path, opt, runtime):
-    """Go on with the run in the checkpoint ``path``. Returns the epoch that it had begun, or None."""
-    state = read_checkpoint(path, runtime)
-    training.load_state_dict(state)
-    within, states = state.get("within_epoch"), state["random_states"]
-    if training.epochs_done + bool(within) > opt["train_epochs"]:
-        raise UserError("--train_epochs %d, but %s has done %d%s already: give %d or more"
-                        % (opt["train_epochs"], path, training.epochs_done, " and begun another" if within else "",
-                           training.epochs_done + bool(within)))
-    if runtime.is_main:
-        run_folder.complete(opt["checkpoint_path"], state, training.best_record)
-    same = len(states) == runtime.world_size
-    if same:
-        runtime.set_random_state(states[runtime.rank])
-    else:
-        runtime.log("%s was written by %s, and now there are %d: from here on, the losses draw other random numbers "
-                    "than in a run that was never stopped"
-                    % (path, counted(len(states), "process"), runtime.world_size))
-    runtime.log("resumed from %s: %d of %d epochs are done%s"
-                % (path, training.epochs_done, opt["train_epochs"],
-                   ", and %s of the next" % counted(within["steps"], "step") if within else ""))
-    if within:
-        losses = within["losses"][runtime.rank] if same else torch.stack(within["losses"]).mean(0)
-        return dict(within, losses=losses, random_state=runtime.random_state())
-    return None
+    begun = resuming.resume(training, path, opt, runtime) if path else None
+    choose_contraction(training.network, runtime, precision, runtime.local_batch_size(opt["batch_size"]), True,
+                       training.contraction)
+    return training, begun
 
 
 def log_epoch(runtime, epoch, trained, validated):
@@ -273,14 +198,6 @@ def load(dataset, batches, opt, runtime):
     if workers < opt["num_workers"]:
         runtime.log("--num_workers %d: %d, one for each processor and each batch at most" % (wanted, workers))
     return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")
-
-
-def read_checkpoint(path, runtime, ema=0):
-    """Rank 0 reads it and the others get it from there: the machines of a run need not share a disk."""
-    state = runtime.broadcast(checkpoint.read(path, bool(ema)) if runtime.is_main else None)
-    for line in checkpoint.remarks(state):
-        runtime.log(line)
-    return state
 
 
 def infer(opt, runtime, precision, annotations, ground_truth, record=None):
@@ -318,7 +235,7 @@ def evaluate(opt, runtime):
 def trained_network(opt, runtime, precision, record):
     """The network of --pth_path on the device, ready for inference."""
     network = BMN(opt)
-    state = read_checkpoint(opt["pth_path"], runtime, opt["ema"])
+    state = resuming.read_checkpoint(opt["pth_path"], runtime, opt["ema"])
     if record is not None and runtime.is_main:      # each rank measures times of its own, and rank 0's are in the file
         run_folder.check_is_of(state, record)
     recorded.check_options(state, shown(opt))

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 ROUNDS = 5          # timed after one that is not; the median counts
 
 
-def choose_contraction(network: Any, runtime: Any, precision: Any, batch: int, training: bool) -> None:
+def choose_contraction(network: Any, runtime: Any, precision: Any, batch: int, training: bool,
+                       recorded: str = "auto") -> None:
     """Let the BM layer of ``network`` contract in the fastest way, and log which one that is, and the times.
 
     Rank 0 measures, and all ranks take what it found. Nothing is measured where there is no choice.
@@ -23,10 +24,15 @@ def choose_contraction(network: Any, runtime: Any, precision: Any, batch: int, t
         precision: what ``amp.choose`` gave; its autocast decides the type.
         batch: videos in a step of this process.
         training: time the gradient as well.
+        recorded: how the run that goes on contracted, which is kept, because another way rounds differently; or "auto".
     """
     matching, state = network.boundary_matching, runtime.random_state()
     ways = matching.ways(*_device_and_type(network, precision))
     if matching.contraction != "auto" or runtime.kind == "cpu" or len(ways) < 2:
+        return
+    if recorded in ways:
+        matching.contraction = recorded
+        runtime.log("boundary matching: %s, as in the run that goes on (--bm_contraction decides otherwise)" % recorded)
         return
     found = (fastest(ways, lambda way: _step(network, precision, batch, training, way), runtime.synchronize)
              if runtime.is_main else None)

@@ -55,6 +55,7 @@ def check_values(state: Dict[str, Any], optimizer: torch.optim.Optimizer, option
             isinstance(part, torch.Tensor) and part.dtype == torch.uint8 for part in one.values()),
             state, "a state of the random numbers is of another kind")
     _insist(state["random_states"], state, "it has no states of the random numbers")
+    _insist(str(state.get("contraction", "auto")) in ("auto", "bags", "dense"), state, "its contraction is unknown")
     if state.get("within_epoch") is not None:
         _check_within(state)
         recorded.check_options(state, {name: options[name] for name in WITHIN_AN_EPOCH})

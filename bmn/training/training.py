@@ -18,6 +18,7 @@ class Training:
     Attributes:
         network, optimizer, scheduler, precision: the parts; the network is not the parallel wrapper.
         metrics: a dict of numbers for each epoch done.
+        contraction: how the BM layer of the run that goes on contracted: "bags", "dense", or "auto", by no choice.
     """
 
     def __init__(self, network: torch.nn.Module, precision: Any, opt: dict):
@@ -25,7 +26,7 @@ class Training:
         self.network, self.optimizer = precision.prepare(network, optimizer)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, opt["step_size"], opt["step_gamma"])
         self.precision, self.options = precision, dict(opt)
-        self.metrics = []
+        self.metrics, self.contraction = [], "auto"
 
     @property
     def epochs_done(self) -> int:
@@ -83,6 +84,7 @@ class Training:
         return {"epoch": self.epochs_done, "state_dict": self.network.state_dict(),
                 "optimizer": _with_whole_steps(self.optimizer.state_dict()), "scheduler": self.scheduler.state_dict(),
                 "precision": self.precision.state_dict(), "options": self.options, "metrics": self.metrics,
+                "contraction": self.network.boundary_matching.contraction,
                 "best_loss": best[-1]["validation"]["total"] if best else float("inf")}
 
     def load_state_dict(self, state: dict) -> None:
@@ -102,7 +104,7 @@ class Training:
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError("checkpoint %s: the state of its run does not fit this one (%s): resume with the options "
                             "that it was made with" % (state["path"], checkpoint.first_line(error))) from error
-        self.metrics = state["metrics"]
+        self.metrics, self.contraction = state["metrics"], state.get("contraction", "auto")
 
 
 def _with_whole_steps(state):

@@ -75,6 +75,23 @@ def test_other_ranks_take_what_rank_0_found():
     assert network.boundary_matching.contraction == "dense"
 
 
+@pytest.mark.parametrize("recorded", ["bags", "dense"])
+def test_a_run_that_goes_on_keeps_its_way(recorded):
+    network, machine = BMN(SMALL), Machine(told={"bags": 2.0, "dense": 1.0} if recorded == "bags" else None)
+    choose_contraction(network, machine, Plain("float32"), 2, True, recorded)
+    assert network.boundary_matching.contraction == recorded
+    assert machine.lines == ["boundary matching: %s, as in the run that goes on (--bm_contraction decides otherwise)"
+                             % recorded]
+
+
+@pytest.mark.parametrize("kind,wanted", [("cpu", "auto"), ("cuda", "bags")])
+def test_a_recorded_way_that_is_none_here_is_not_kept(monkeypatch, kind, wanted):
+    network, machine = BMN(dict(SMALL, bm_contraction=wanted)), Machine()
+    machine.kind = kind
+    choose_contraction(network, machine, Plain("float32"), 2, True, "dense")
+    assert network.boundary_matching.contraction == wanted
+
+
 @pytest.mark.parametrize("wanted,kind", [("bags", "cuda"), ("dense", "cuda"), ("auto", "cpu")])
 def test_nothing_is_measured_where_there_is_no_choice(wanted, kind):
     network, machine = BMN(dict(SMALL, bm_contraction=wanted)), Machine()

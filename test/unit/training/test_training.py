@@ -3,6 +3,7 @@ import pytest
 import torch
 from test_checkpoint import refusal
 
+from bmn.errors import UserError
 from bmn.machine import amp
 from bmn.options import with_defaults
 from bmn.training import checkpoint
@@ -52,6 +53,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_digit(written):
     assert (state["epoch"], training.epochs_done, training.best_epoch) == (3, 3, 0)
     assert training.metrics[0] == record(0, 0.25) and state["options"] == OPTIONS
     assert train(training, 3) == expected
+
+
+def test_the_way_to_contract_goes_with_the_run(written):
+    training, state = new_run(), dict(checkpoint.read(written[0]), contraction="dense")
+    training.load_state_dict(state)
+    assert training.contraction == "dense"
+    training.network.boundary_matching.contraction = "bags"
+    assert training.state_dict()["contraction"] == "bags"
+    del state["contraction"]                # version 1.0 had no choice
+    training.load_state_dict(state)
+    assert training.contraction == "auto"
+    with pytest.raises(UserError, match="its contraction is unknown"):
+        new_run().load_state_dict(dict(state, contraction=7))
 
 
 def test_optimizer_steps_are_integers_for_old_pytorch(written):
