@@ -72,11 +72,14 @@ def literal(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
 
 
-def new_figure(size: Tuple[float, float]) -> Any:
-    """An empty matplotlib Figure; ``size`` is (width, height) in inches."""
+def new_figure(size: Tuple[float, float], laid_out: bool = True) -> Any:
+    """An empty matplotlib Figure; ``size`` is (width, height) in inches.
+
+    matplotlib finds the margins where it is ``laid_out``, which takes as long as to draw it twice.
+    """
     canvas = _canvas()
     from matplotlib.figure import Figure
-    figure = Figure(figsize=size, constrained_layout=True)
+    figure = Figure(figsize=size, constrained_layout=laid_out)
     canvas(figure)
     return figure
 
