@@ -212,14 +212,12 @@ def _svg(figure):
 def _short(svg):
     """The same picture without what no browser needs: spaces, names of groups, digits that nobody sees."""
     svg = re.sub(rb"<(path|use|text) [^>]*>", lambda tag: _short_tag(tag.group()), re.sub(rb">\s+<", b"><", svg))
-    parts, closing = [], []         # groups without attributes; and for each open group, how it ends
+    shown, ends = [], []            # without the groups that have no attributes; how each open group ends
     for part in re.split(rb"(</?g\b[^>]*>)", re.sub(rb'<g id="[^"]*"', b"<g", svg)):
-        if part == b"</g>":
-            part = closing.pop()
-        elif part.startswith(b"<g") and not part.endswith(b"/>"):
-            closing.append(b"" if part == b"<g>" else b"</g>")
-        parts.append(b"" if part in (b"<g>", b"<g/>") else part)
-    return b"".join(parts)
+        if part.startswith(b"<g") and not part.endswith(b"/>"):
+            ends.append(b"" if part == b"<g>" else b"</g>")
+        shown.append({b"<g>": b"", b"<g/>": b""}.get(part, ends.pop() if part == b"</g>" else part))
+    return b"".join(shown)
 
 
 def _short_tag(tag):

@@ -39,7 +39,8 @@ def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, c
         truth: (start, end, label) of each annotated action, in seconds, sorted by start.
     """
     if confidence_map is None:
-        figure = boundaries(seconds, start, end, proposals, truth, (13, 6))
+        figure, grid_cell = _with_margins((13, 6), BARS_LEFT, 44)
+        draw_boundaries_and_time_axis(figure, grid_cell, seconds, start, end, proposals, truth)
         figure.suptitle(literal(title))
         return figure
     figure = new_figure((13, 6))

@@ -411,7 +411,7 @@ def test_a_packed_file_of_others_serves_windows(tmp_path, by_row):
     with pytest.raises(UserError, match=r"shape .* for video v_., but --window needs rows of --feat_dim 5"):
         PackedFeatures(path, 0, 5)
     numpy.save_file({"v_a": np.zeros((6, 6), np.float32)}, path)        # which axis is time?
-    with pytest.raises(UserError, match="but --window needs rows"):
+    with pytest.raises(UserError, match="no other video shows which axis is time"):
         PackedFeatures(path, 0, 6)
 
 

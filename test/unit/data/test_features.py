@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import small_data
+import torch
 from conftest import ROOT
 
 from bmn.data.feature_files import read_csv
@@ -104,7 +105,7 @@ def test_a_square_table_is_read_from_csv_only(tmp_path):
     np.testing.assert_array_equal(source.read("v_b"), square.T.astype(np.float32))
     with pytest.raises(UserError) as error:
         source.read("v_a")
-    says(error, "v_a.npy", "it is unknown which axis is time", "CSV")
+    says(error, "v_a.npy", "nothing beside it shows which axis is time", "CSV")
 
 
 def test_a_csv_file_of_the_other_orientation_is_refused(tmp_path):
@@ -480,10 +481,64 @@ def test_an_extracted_table_of_as_many_rows_as_numbers_is_no_riddle(tmp_path):
     """read() and rows() agree: what tools/extract_features.py wrote has a row for each snippet."""
     table = small_data.table("v_a", 6, 6).astype(np.float32)
     np.save(str(tmp_path / "v_a.npy"), table)
-    with pytest.raises(UserError, match="it is unknown which axis is time"):
+    with pytest.raises(UserError, match="nothing beside them shows which axis is time"):
         source_of(tmp_path, window=4).rows("v_a")
     (tmp_path / "videos.csv").write_text("video,seconds,frames,fps,snippets,stride\nv_a,4,96,25,6,16\n")
     (tmp_path / "features.json").write_text("{}")
     source = source_of(tmp_path, window=4)
     assert source.rows("v_a") == 6
     np.testing.assert_array_equal(source.read("v_a"), table.T)
+
+
+def save_tables(folder, form, tables):
+    """Write {name: table} in a form, and return the --data_path."""
+    if form in (".npy", ".pt"):
+        for name, table in tables.items():
+            np.save(str(folder / (name + form)), table) if form == ".npy" else torch.save(
+                {"feats": torch.from_numpy(table)}, str(folder / (name + form)))
+        return folder
+    path = str(folder / ("all" + form))
+    if form == ".h5":
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            for name, table in tables.items():
+                file[name] = table[None]                # an axis of length 1 is no axis of a table
+    else:
+        pytest.importorskip("safetensors.numpy").save_file(tables, path)
+    return path
+
+
+@pytest.mark.parametrize("form", [".npy", ".pt", ".h5", ".safetensors"])
+def test_the_other_tables_show_which_axis_of_a_square_one_is_time(tmp_path, rng, form):
+    for trial, by_row in enumerate((True, False, True, False)):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        lengths = [6, *rng.randint(1, 12, 3).tolist(), 7]
+        tables = {"v_%d" % number: rng.rand(lengths[number], 6).astype(np.float32) for number in rng.permutation(5)}
+        stored = {name: np.ascontiguousarray(table if by_row else table.T) for name, table in tables.items()}
+        source = source_of(save_tables(folder, form, stored), window=4)
+        for name, table in tables.items():
+            assert source.rows(name) == len(table)
+            np.testing.assert_array_equal(source.read(name), table.T)
+
+
+@pytest.mark.parametrize("form", [".npy", ".pt", ".h5", ".safetensors"])
+@pytest.mark.parametrize("others", [[], [(6, 6)], [(9, 6), (6, 7)]])
+def test_a_square_table_is_refused_where_the_others_show_nothing(tmp_path, rng, form, others):
+    tables = {"v_%d" % number: rng.rand(*shape).astype(np.float32) for number, shape in enumerate([(6, 6), *others])}
+    with pytest.raises(UserError, match="shows which axis is time"):
+        source_of(save_tables(tmp_path, form, tables), window=4).read("v_0")
+
+
+def test_files_that_cannot_be_read_and_extracted_ones_say_nothing_about_a_square_table(tmp_path):
+    square = small_data.table("v_a", 6, 6).astype(np.float32)
+    np.save(str(tmp_path / "v_a.npy"), square)
+    (tmp_path / "v_b.npy").write_bytes(b"no array")
+    np.save(str(tmp_path / "v_c.npy"), np.zeros(7, np.float32))
+    (tmp_path / "train").mkdir()
+    np.save(str(tmp_path / "train" / "v_d.npy"), np.zeros((9, 6), np.float32))
+    for name, text in (("videos.csv", "video,seconds,frames,fps,snippets,stride\n"), ("features.json", "{}")):
+        (tmp_path / "train" / name).write_text(text)
+    with pytest.raises(UserError, match="shows which axis is time"):
+        source_of(tmp_path, window=4).read("v_a")
+    np.save(str(tmp_path / "v_e.npy"), np.zeros((6, 3), np.float32))
+    np.testing.assert_array_equal(source_of(tmp_path, window=4).read("v_a"), square)
