@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     if flaws:
         for flaw in flaws:
             print("left out: %s" % flaw)
-        raise UserError("%d of %s could not be used: they are listed above"
+        raise UserError("%d of %s could not be used: see above"
                         % (len(flaws), counted(len(videos), "video")))
 
 

@@ -78,7 +78,7 @@ from bmn.inputs import check_input, open_text
 from bmn.progress import progress
 from bmn.results import figures, pages, time_axis
 from bmn.training import checkpoint, recorded
-from bmn.values import by_id, number, video_id
+from bmn.values import by_id, counted, number, video_id
 from bmn.video.packages import check_python
 from models import BMN
 
@@ -266,6 +266,8 @@ def print_table(name: str, video: Video, found: np.ndarray, top: int) -> None:
     print("%6s %10s %10s %10s %8s" % ("", "start", "end", "length", "score"))
     for rank, (score, xmin, xmax) in enumerate(found[:top], 1):
         print("%6d %10.2f %10.2f %10.2f %8.4f" % (rank, xmin * seconds, xmax * seconds, (xmax - xmin) * seconds, score))
+    if not len(found):
+        print("no proposals: it is so short that its features have a single position")
 
 
 def draw(path: str, name: str, video: Video, maps: Tuple[np.ndarray, ...], found: np.ndarray) -> None:
@@ -289,8 +291,8 @@ def write_page(args: argparse.Namespace, source: Any, videos: Dict[str, Video], 
     files = getattr(source, "files", None) or (pages.find_files(args.videos, list(videos)) if args.videos else {})
     lacking = [name for name in videos if name not in files]
     if lacking:
-        print("--page %s: %d of %d videos have no file (%s): --videos DIR says where they are"
-              % (args.page, len(lacking), len(videos), few(lacking)))
+        print("--page %s: no file for %d of %s (%s): --videos DIR says where they are"
+              % (args.page, len(lacking), counted(len(videos), "video"), few(lacking)))
     pages.write_page(args.page, [pages.PageVideo(
         name, files.get(name), video.proposal_seconds, found[name] * ((1,) + 2 * (video.proposal_seconds,)),
         video.actions, *curves[name]) for name, video in videos.items()])
@@ -354,7 +356,7 @@ def main(args: argparse.Namespace) -> None:
     for flaw in flaws:
         print("left out: %s" % flaw)
     if flaws:
-        raise UserError("%d of %d videos could not be used: they are listed above" % (len(flaws), len(source.files)))
+        raise UserError("%d of %s could not be used: see above" % (len(flaws), counted(len(source.files), "video")))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
 from bmn.extracted import is_list, made_in
 from bmn.inputs import check_input
+from bmn.values import counted
 
 EXTENSIONS = (".csv", *ARRAY_EXTENSIONS)        # the best first, where a video has several files
 SUBSETS = ("train", "training", "val", "validation", "valid", "test", "testing")     # folders of subsets, in any case
@@ -46,8 +47,8 @@ def open_features(opt: dict, names: List[str], runtime: Any = None, log: Callabl
         source = open_source(opt)
         missing = check_features(opt, names, source)
         if missing:
-            log("--skip_missing: %d of %d videos have no features and are left out (%s)"
-                % (len(missing), len(names), few(missing)))
+            log("--skip_missing: no features for %d of %s, left out (%s)"
+                % (len(missing), counted(len(names), "video"), few(missing)))
         if runtime is None or runtime.local_rank == 0:
             say_how_files_are_read(source, names, log)
             features = _cached(opt, source, names, missing, log)
@@ -96,8 +97,9 @@ def check_features(opt: dict, names: List[str], source: Any) -> List[str]:
     """
     missing = [name for name in names if name not in source]
     if missing and (not opt["skip_missing"] or len(missing) == len(names)):
-        raise UserError("%d of %d videos have no features in %s (%s): %s%s"
-                        % (len(missing), len(names), source.path, few(missing), remedy_for(opt, missing, source),
+        raise UserError("no features for %d of %s in %s (%s): %s%s"
+                        % (len(missing), counted(len(names), "video"), source.path, few(missing),
+                           remedy_for(opt, missing, source),
                            ", or go on without them with --skip_missing" if len(missing) < len(names) else ""))
     return missing
 
@@ -111,7 +113,7 @@ def remedy_for(opt: dict, missing: List[str], source: Any) -> str:
         source: what :func:`open_source` returned.
     """
     if source.names():
-        there = "it has those of %d videos (%s)" % (len(source.names()), few(sorted(source.names())))
+        there = "it has those of %s (%s)" % (counted(len(source.names()), "video"), few(sorted(source.names())))
         what = "names must be those of --video_info, with or without v_"
     else:
         there, what = _holds(source.path), "a folder must hold a file for each video, %s" % ", ".join(EXTENSIONS)
@@ -134,7 +136,8 @@ def _holds(path):
                 folders.append(entry.name)
             else:
                 kinds.setdefault(os.path.splitext(entry.name)[1] or "without an ending", []).append(entry.name)
-    found = ["%d files %s (%s)" % (len(names), kind, few(sorted(names))) for kind, names in sorted(kinds.items())]
+    found = ["%s %s (%s)" % (counted(len(names), "file"), kind, few(sorted(names)))
+             for kind, names in sorted(kinds.items())]
     if folders:
         found.append("the folders %s" % few(sorted(folders)))
     return "it holds " + ", ".join(found) if found else "it is empty"

@@ -173,7 +173,8 @@ def training_curve(epochs: List[dict]) -> Any:
         for subset, colour in (("train", START_COLOUR), ("validation", END_COLOUR)):
             axes.plot(numbers, [one[subset][name] for one in epochs], "o-", color=colour, markersize=3.5, label=subset)
         axes.set_title(title, fontsize=10)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)      # a single epoch would have an axis of its fractions
         axes.tick_params(labelsize=9)
         axes.grid(True, alpha=0.4)
         if number == 1:

@@ -227,7 +227,7 @@ def test_videos_without_classes_count_as_missed(job, capsys):
     del classes["results"]["a"]
     write("classes.json", classes)
     np.testing.assert_allclose(evaluate(job), np.full(10, 0.5 / 2))
-    assert "lacks 1 of the 3 videos of the result file: they count as missed" in capsys.readouterr().out
+    assert "lacks 1 of the 3 videos of the result file: counted as missed" in capsys.readouterr().out
     assert set(read("result_detection.json")["results"]) == {"b", "c"}
 
 

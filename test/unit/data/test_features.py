@@ -410,7 +410,7 @@ def test_a_packed_file_and_hdf5_know_a_video_with_and_without_the_prefix(tmp_pat
 @pytest.mark.parametrize("files,parts", [
     (["a.npy", "b.npy"], ["12 of 12", "it has those of 2 videos (a, b)", "with or without v_"]),
     (["a.mp4", "b.mp4", "raw.zip", "extra/x.npy"],
-     ["it holds 2 files .mp4 (a.mp4, b.mp4), 1 files .zip (raw.zip), the folders extra",
+     ["it holds 2 files .mp4 (a.mp4, b.mp4), 1 file .zip (raw.zip), the folders extra",
       ".csv, .npy, .npz, .pt, .pkl"]),
     ([], ["it is empty"])])
 def test_the_message_about_missing_features_says_what_is_there(tmp_path, files, parts):

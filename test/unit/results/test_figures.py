@@ -75,14 +75,20 @@ def test_recall_against_tiou(rng):
         np.testing.assert_array_equal(line.get_ydata(), recall[:, number - 1])
 
 
-def test_training_curve():
+@pytest.mark.parametrize("first, count", [(0, 3), (0, 1), (7, 1), (3, 2), (0, 40)])
+def test_training_curve(first, count):
     parts = ("total", "tem", "pem_reg", "pem_cls")
-    epochs = [{"epoch": epoch, "train": dict.fromkeys(parts, 3.0 - epoch),
-               "validation": dict.fromkeys(parts, 4.0 - epoch)} for epoch in range(3)]
-    figure = figures.training_curve(epochs)
+    numbers = np.arange(first, first + count)
+    figure = figures.training_curve([
+        {"epoch": epoch, "train": dict.fromkeys(parts, 3.0 - epoch), "validation": dict.fromkeys(parts, 4.0 - epoch)}
+        for epoch in numbers.tolist()])
+    figure.canvas.draw()
     assert len(figure.axes) == 4
     for axes in figure.axes:
-        np.testing.assert_array_equal([line.get_ydata() for line in axes.get_lines()], [[3, 2, 1], [4, 3, 2]])
+        np.testing.assert_array_equal([line.get_ydata() for line in axes.get_lines()], [3.0 - numbers, 4.0 - numbers])
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]         # whole epochs, and at least one
+        assert ticks and set(ticks) <= set(numbers) and low < first and numbers[-1] < high
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.png", "c.pdf", "d.svg", "e"])
