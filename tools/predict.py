@@ -35,8 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
     length.add_argument("--video_anno", action="append", help="annotation file: lengths, and actions for the pictures; "
                         "may be given several times")
-    parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
-    parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
+    parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="the network (default: %(default)s)")
+    parser.add_argument("--ema", **OPTIONS["ema"].check,
+                        help="1: take the averaged (EMA) weights of the checkpoint, where it has them (default: 0)")
     parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
     parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
     parser.add_argument("--page", metavar="FILE", help="HTML page with the videos and their proposals")
@@ -44,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbone", help="where the backbone of the features is by now (default: where the "
                         "features.json beside the checkpoint says)")
     parser.add_argument("--top", type=INDEX, default=10, help="proposals to print (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
+    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto",
+                        help="auto: the first of npu, cuda and cpu that is there (default: %(default)s)")
     options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
                                         "as in main.py)")
     for name in RECORDED_OPTIONS + WINDOWS + SOFT_NMS:
