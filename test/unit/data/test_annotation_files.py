@@ -7,6 +7,7 @@ import pytest
 
 from bmn.data.annotations import Annotations, Video, read_videos, remarks, same_subset, scaled_lengths
 from bmn.data.ground_truth import ground_truth_of, read_ground_truth
+from bmn.data.odd_annotations import odd_annotations
 from bmn.errors import UserError
 from bmn.options import with_defaults
 from dataset import Labels
@@ -293,3 +294,33 @@ def test_a_video_in_two_files_is_refused(somewhere):
         (somewhere / name).write_text(json.dumps({video: {"duration_second": 1, "subset": "train"}}))
     with pytest.raises(UserError, match=r"one\.json and two\.json both annotate video a"):
         read_videos({"video_anno": ["one.json", "two.json"]}, "train")
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"\xff\xfe\x00v", "is no text .*: give a file with the name of a video on each line"),
+    (b'{"v_a": 1}', "is JSON, but no list of names"), (b'["v_a", 3]', "is JSON, but no list of names")])
+def test_what_is_no_list_of_blocked_videos_is_refused(somewhere, content, words):
+    (somewhere / "blocked").write_bytes(content)
+    (somewhere / "anno.json").write_text('{"v_a": {"duration_second": 3}}')
+    with pytest.raises(UserError, match="--blocked blocked " + words):
+        Annotations(with_defaults({"video_anno": "anno.json", "blocked": "blocked"}))
+
+
+def test_the_odd_of_a_run_is_among_what_is_odd(somewhere, rng):
+    """A run says what bends its figures, check_data.py all of it, in the same words; each line counts what it names."""
+    data = random_data(rng)
+    opt = with_defaults(dict(write_official_form(somewhere, data, rng), validation_subset="training"))
+    annotations = Annotations(opt)
+    subsets = [annotations.subset("train"), annotations.subset("validation")]
+    lines = remarks(annotations, subsets)
+    count = len(subsets[0])
+    assert lines[0].startswith("%d videos in both subsets: the figures are also those of videos that" % count)
+    found = odd_annotations(annotations, subsets)
+    assert set(lines) <= set(map(str, found)) and all(one.names for one in found)
+    assert not remarks(annotations, subsets[:1]) or "both subsets" not in remarks(annotations, subsets[:1])[0]
+
+
+def test_a_subset_that_cannot_be_used_is_none(somewhere, rng):
+    opt = with_defaults(write_official_form(somewhere, random_data(rng), rng))
+    assert Annotations(opt).subset_or_none("no such") is None
+    assert Annotations(opt).subset_or_none("train") == read_videos(opt, "train")

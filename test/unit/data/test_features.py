@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from bmn.data.feature_files import read_csv
-from bmn.data.features import check_features, open_features, open_source
+from bmn.data.features import check_features, open_features, open_source, say_how_files_are_read
 from bmn.data.packed_features import stored_name
 from bmn.errors import UserError
 from bmn.options import with_defaults
@@ -542,3 +542,49 @@ def test_files_that_cannot_be_read_and_extracted_ones_say_nothing_about_a_square
         source_of(tmp_path, window=4).read("v_a")
     np.save(str(tmp_path / "v_e.npy"), np.zeros((6, 3), np.float32))
     np.testing.assert_array_equal(source_of(tmp_path, window=4).read("v_a"), square)
+
+
+def test_a_video_that_is_not_there_is_said_by_every_source(tmp_path):
+    np.save(str(tmp_path / "v_a.npy"), TABLE)
+    with pytest.raises(UserError, match=r"video v_b has no features in .*: put v_b\.csv there"):
+        source_of(tmp_path).read("v_b")
+    source = source_of(tmp_path)
+    assert source.stamp("v_a")[0] > 480
+    os.remove(str(tmp_path / "v_a.npy"))
+    with pytest.raises(UserError, match=r"v_a\.npy cannot be read \(No such file"):
+        source.stamp("v_a")
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", path)
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match=r"feature folder .* cannot be read \(Permission denied\): check"):
+        source_of(tmp_path).names()
+
+
+def test_an_hdf5_file_needs_h5py_and_may_be_empty(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    path = str(tmp_path / "all.h5")
+    h5py.File(path, "w").close()
+    opt = with_defaults({"data_path": path, "temporal_scale": 10, "feat_dim": 6})
+    with pytest.raises(UserError, match=r"no features for 1 of 1 video in .*all\.h5 \(v_a\): it is empty"):
+        check_features(opt, ["v_a"], open_source(opt))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"all\.h5 is an HDF5 file: install h5py to read it"):
+        open_source(opt).names()
+
+
+@pytest.mark.parametrize("shape, rows", [((1, 9, 6), 9), ((6, 9, 1), 9), ((9, 6), 9), ((1, 6), 1)])
+def test_rows_are_counted_by_the_header(tmp_path, shape, rows):
+    np.save(str(tmp_path / "v_a.npy"), np.zeros(shape, np.float32))
+    assert source_of(tmp_path, window=4).rows("v_a") == rows == source_of(tmp_path, window=4).read("v_a").shape[1]
+
+
+def test_columns_that_are_filled_up_are_said(tmp_path):
+    np.save(str(tmp_path / "v_a.npy"), np.ones((9, 6), np.float32))
+    source, lines = source_of(tmp_path, window=4, feat_dim=8), []
+    say_how_files_are_read(source, ["v_x", "v_a"], lines.append)
+    assert source.read("v_a").shape == (8, 9) and len(lines) == 1
+    assert "the 6 columns of" in lines[0] and "filled up with zeros to --feat_dim 8" in lines[0]
+    assert source_of(tmp_path, window=4).remark("v_a") is None
