@@ -198,7 +198,8 @@ def gather_late_in_turn(runtime):
         if runtime.rank == late:
             time.sleep(0.3)
             open(name, "w").close()
-        runtime._all_gather = lambda tensor, name=name: collective(tensor) if os.path.exists(name) else sys.exit("early")
+        runtime._all_gather = lambda tensor, name=name: (
+            collective(tensor) if os.path.exists(name) else sys.exit("early"))
         assert runtime.gather(runtime.rank) == [0, 1, 2]
 
 
