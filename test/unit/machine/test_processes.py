@@ -208,6 +208,18 @@ def test_no_exchange_begins_before_the_last_is_there(launch, monkeypatch, tmp_pa
     assert [(rank.ended(), rank.text) for rank in launch(gather_late_in_turn, 3)] == [(0, "")] * 3
 
 
+def be_guarded_again_and_again(runtime):
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(3):
+        peers._Guard(runtime.rank).dismiss()
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_guard_leaves_no_file_open(launch):
+    rank, = launch(be_guarded_again_and_again, 1)
+    assert (rank.ended(), rank.text) == (0, "")
+
+
 @pytest.mark.parametrize("late", [0, 2])
 def test_leaving_in_any_order_is_no_failure(launch, late):
     def task(runtime):
