@@ -588,3 +588,19 @@ def test_columns_that_are_filled_up_are_said(tmp_path):
     assert source.read("v_a").shape == (8, 9) and len(lines) == 1
     assert "the 6 columns of" in lines[0] and "filled up with zeros to --feat_dim 8" in lines[0]
     assert source_of(tmp_path, window=4).remark("v_a") is None
+
+
+@pytest.mark.parametrize("text, words", [
+    ("unable to lock file, errno = 11", "is open in another process"),
+    ("file is already open for write (may use <h5clear file>)", "is open in another process"),
+    ("file signature not found", "is not a readable HDF5 file")])
+def test_what_h5py_says_is_told_apart(tmp_path, monkeypatch, text, words):
+    h5py = pytest.importorskip("h5py")
+
+    def fails(*_):
+        raise OSError(text)
+    (tmp_path / "all.h5").write_bytes(b"content")
+    monkeypatch.setattr(h5py, "File", fails)
+    with pytest.raises(UserError) as error:
+        source_of(tmp_path / "all.h5").names()
+    says(error, words, text)
