@@ -96,7 +96,7 @@ def within(**other):
 
 @pytest.mark.parametrize("other", [
     {"steps": 0}, {"steps": True}, {"timing": {"samples": 8}}, {"losses": []}, {"losses": [torch.ones(3, 4)]},
-    {"losses": [torch.full((2, 4), NAN)]}, {"videos": 5}])
+    {"losses": [torch.full((2, 4), NAN)]}, {"losses": [torch.tensor([[1, 1, 1, 1], [1, 1, NAN, 1]])]}, {"videos": 5}])
 def test_an_epoch_begun_is_checked_too(state, other):
     new_run().load_state_dict(dict(state, within_epoch=within()))
     assert "of an epoch begun" in refusal(new_run().load_state_dict, dict(state, within_epoch=within(**other))) or (
