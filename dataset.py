@@ -7,6 +7,7 @@ import torch
 from bmn import extracted
 from bmn.data import segments, windows
 from bmn.data.annotations import Video, read_videos
+from bmn.data.feature_files import few
 from bmn.data.features import open_source
 from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
@@ -92,11 +93,16 @@ class VideoDataSet(torch.utils.data.Dataset):
             if self.subset == "train":
                 used = [index for index, (video, _) in enumerate(cut) if video.actions]
                 if not used:
-                    raise UserError("no action of the %d training videos lies in a window of --window %d positions by "
+                    raise UserError("no action of the %s lies in a window of --window %d positions by "
                                     "--window_inside %g: give larger windows, or look at the annotations "
-                                    "(tools/check_data.py)" % (len(rows), opt["window"], opt["window_inside"]))
+                                    "(tools/check_data.py)" % (counted(len(rows), "training video"), opt["window"],
+                                                               opt["window_inside"]))
                 self.windows, cut = [self.windows[index] for index in used], [cut[index] for index in used]
             self.labelled = [video for video, _ in cut]
+        silent = [window.name for window in self.windows if window.rows <= LAYOUTS[opt["layout"]].end_after]
+        if silent and self.mode != "train":     # a proposal ends at a later position than it starts
+            self.remarks.append("%s subset: no proposals for %s with a single position (%s)"
+                                % (self.subset, counted(len(silent), "video"), few(silent)))
         self.remarks.append("%s subset windows: %d%s, of %d positions"
                             % (self.subset, len(self.windows), " of %d, those in which an action lies" % every
                                if self.mode == "train" and self.subset == "train" else "", opt["window"]))

@@ -68,7 +68,7 @@ def _classified(opt, actions, ground_truth, source, log):
     classes = read_classification(opt["classification_file"], proposals, ground_truth.labels, opt["classes"], log)
     without = [name for name in proposals if name not in classes]
     if without:
-        log("--classification_file %s lacks %d of the %s of the result file: they count as missed"
+        log("--classification_file %s lacks %d of the %s of the result file: counted as missed"
             % (opt["classification_file"], len(without), counted(len(proposals), "video")))
     detections = {name: classify(rows, classes[name]) for name, rows in proposals.items()
                   if len(rows) and name in classes}

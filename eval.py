@@ -164,7 +164,7 @@ def run_evaluation(ground_truth_filename: str, proposal_filename: str, max_avg_n
 def _evaluate(ground_truth, proposals, source, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS, points=100):
     missed = count_missed(ground_truth, proposals, source)
     if missed:
-        print("%d of %s have no proposals: they count as missed" % (missed, counted(len(ground_truth), "video")),
+        print("no proposals for %d of %s: counted as missed" % (missed, counted(len(ground_truth), "video")),
               flush=True)
     curve = average_recall(ground_truth, proposals, max_avg_nr_proposals, tiou_thresholds, points)
     print("\tArea Under the AR vs AN curve: %s%%" % area_under_curve(curve[0], curve[1]), flush=True)

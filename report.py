@@ -204,14 +204,27 @@ def _svg(figure):
     buffer, fonts = io.BytesIO(), {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}      # else each has ten
     with matplotlib.rc_context(fonts), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = re.sub(rb"<(path|use) [^>]*>", lambda tag: _short(tag.group()), buffer.getvalue())
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = _short(buffer.getvalue()).replace(b"</style>", b"text{font-family: 'DejaVu Sans', sans-serif}</style>", 1)
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
 
 
-def _short(tag):
-    """A tag with numbers of two decimals instead of six; in paths, H and V where a line is straight."""
-    tag = re.sub(rb"\s*\b([MLCQ]) |\s+(?=z)", rb"\1", re.sub(rb"(\.\d\d)\d+", rb"\1", tag))
+def _short(svg):
+    """The same picture without what no browser needs: spaces, names of groups, digits that nobody sees."""
+    svg = re.sub(rb"<(path|use|text) [^>]*>", lambda tag: _short_tag(tag.group()), re.sub(rb">\s+<", b"><", svg))
+    shown, ends = [], []            # without the groups that have no attributes; how each open group ends
+    for part in re.split(rb"(</?g\b[^>]*>)", re.sub(rb'<g id="[^"]*"', b"<g", svg)):
+        if part.startswith(b"<g") and not part.endswith(b"/>"):
+            ends.append(b"" if part == b"<g>" else b"</g>")
+        shown.append({b"<g>": b"", b"<g/>": b""}.get(part, ends.pop() if part == b"</g>" else part))
+    return b"".join(shown)
+
+
+def _short_tag(tag):
+    """A tag with tenths of a point instead of millionths; in paths, H and V where a line is straight."""
+    tag = re.sub(rb"\.0(?=[^\d.])", b"", re.sub(rb"(\.\d)\d+", rb"\1", tag))
+    tag = re.sub(rb"\s*\b([MLCQ]) |([:;]) |\s+(?=z|\")", rb"\1\2", tag)
+    tag = re.sub(rb' transform="rotate\(-?0 [^"]*"|;font-family:[^;"]*|;text-anchor:start', b"", tag)
     return re.sub(rb"M(\S+) (\S+)L(\S+) \2L\3 (\S+)L\1 \4z", rb"M\1 \2H\3V\4H\1z", tag)
 
 

@@ -24,22 +24,23 @@ if __name__ == "__main__":      # before the imports that take seconds
 
 import signal
 from collections import Counter
-from typing import Callable, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 import numpy as np
 
 import eval as evaluation
 from bmn import extracted, parallel
-from bmn.data.annotations import COVERED, Annotations, Video
+from bmn.data.annotations import Annotations, Video
 from bmn.data.feature_files import few
 from bmn.data.features import open_source, remedy_for
 from bmn.data.ground_truth import ground_truth_of
+from bmn.data.odd_annotations import odd_annotations
 from bmn.data.windows import cut, in_window, margin_of, with_stride
 from bmn.files import check_writable
 from bmn.progress import progress
 from bmn.results import figures
 from bmn.results.protocols import PROTOCOLS
-from bmn.values import counted, number
+from bmn.values import counted
 
 NEEDED = ("train", "validation")        # subsets of a full run
 MOST = 30                               # problems that are listed
@@ -63,16 +64,8 @@ def check_annotations(opt: dict) -> Dict[str, Dict[str, Video]]:
     subsets = {subset: annotations.subset(subset) for subset in NEEDED}
     for subset, videos in subsets.items():
         print("%s: %s" % (subset, describe(videos)))
-    twice = [name for name in subsets["train"] if name in subsets["validation"]]
-    listed = Counter(video.name for video in annotations.listed or ())
-    lines = odd_annotations({name: video for videos in subsets.values() for name, video in videos.items()}) + [
-        ("videos are listed more than once", "they count once", [name for name, count in listed.items() if count > 1]),
-        ("videos are in both subsets", "figures are then those of videos that were trained on", twice),
-        ("videos have a number of frames and a rate that contradict their length", "only the length is used",
-         [name for file in annotations.files for name, entry in file.videos.items() if not consistent(entry)])]
-    for what, effect, names in lines:
-        if names:
-            print("  odd: %d %s: %s (%s)" % (len(names), what, effect, few(list(dict.fromkeys(names)))))
+    for line in odd_annotations(annotations, list(subsets.values())):
+        print("  odd: " + str(line))
     return subsets
 
 
@@ -93,42 +86,6 @@ def describe(videos: Dict[str, Video]) -> str:
 def spread(seconds: List[float]) -> str:
     """Shortest, median and longest of some lengths."""
     return "%.3g to %.4g s (median %.3g s)" % (min(seconds), max(seconds), np.median(seconds))
-
-
-def consistent(entry: dict) -> bool:
-    """Whether the length of an entry is within 5 % of its frames over its rate, where it has both."""
-    frames, rate, seconds = (number(entry.get(key)) for key in ("frame", "fps", "duration"))
-    return not (frames and rate and seconds) or abs(frames / rate / seconds - 1) <= 0.05
-
-
-def odd_annotations(videos: Dict[str, Video]) -> List[Tuple[str, str, List[str]]]:
-    """[(what is odd, what it does, names of the videos)]. Nothing of this stops a run, but it may be a mistake."""
-    def named(holds: Callable[[Video, float, float], bool]):
-        return [name for name, video in videos.items() for start, end, _ in video.actions if holds(video, start, end)]
-
-    covered = {name: video.feature_seconds / video.seconds for name, video in videos.items()}
-    return [
-        ("videos have no action", "all their labels are zero",
-         [name for name, video in videos.items() if not video.actions and not video.reversed_actions]),
-        ("actions have no length", "their boundaries are labelled, but no proposal overlaps them",
-         named(lambda video, start, end: start == end)),
-        ("actions end before they start", "they are left out",
-         [name for name, video in videos.items() for _ in range(video.reversed_actions)]),
-        ("actions lie outside their video", "they get no labels, and count as missed",
-         named(lambda video, start, end: start >= video.seconds or end < 0)),
-        ("actions begin after the end of their features", "their labels lie at the last position",
-         named(lambda video, start, end: video.feature_seconds <= start < video.seconds)),
-        ("actions end more than a second after their video", "their labels end with the video",
-         named(lambda video, start, end: start < video.seconds and end > video.seconds + 1)),
-        ("actions have no label", "detection cannot use them",
-         [name for name, video in videos.items() for _, _, label in video.actions if not label]),
-        ("videos have features for less than 95 % or more than 105 % of their length",
-         "labels are scaled by what the features cover, the worst by %.0f %%"
-         % (100 * max(covered.values(), key=lambda one: abs(one - 1))),
-         [name for name in videos if not COVERED[0] <= covered[name] <= COVERED[1]]),
-        ("videos have proposals that are scaled by more than 10 % another length than their labels",
-         "so the reference has it; write the right feature_frame",
-         [name for name, video in videos.items() if abs(video.proposal_seconds / video.feature_seconds - 1) > 0.1])]
 
 
 def print_baselines(opt: dict, subsets: Dict[str, Dict[str, Video]]) -> None:
@@ -211,7 +168,7 @@ def check_features(opt: dict, names: List[str]) -> Tuple[List[str], Dict[str, in
     source = open_source(opt)
     missing = [name for name in names if name not in source]
     there = [name for name in names if name in source]
-    print("%s: features of %d of %d videos" % (source.path, len(there), len(names)))
+    print("%s: features of %d of %s" % (source.path, len(there), counted(len(names), "video")))
 
     def work(name):
         return name, source.read(name).shape[1]
@@ -247,8 +204,8 @@ def main(arguments: argparse.Namespace) -> None:
     if problems and not opt["window"]:
         check_rate(opt, names)
     if problems:
-        raise UserError("%d of %d videos cannot be used: repair or fetch their feature files, or leave videos without "
-                        "a file out with --skip_missing" % (len(problems), len(names)))
+        raise UserError("%d of %s cannot be used: repair or fetch their feature files, or leave videos without a file "
+                        "out with --skip_missing" % (len(problems), counted(len(names), "video")))
     if opt["window"]:
         check_windows(opt, subsets, rows)
     print("all %d videos of train and validation can be used: T = %d, C = %d"

@@ -92,7 +92,8 @@ def measure(letter: str, path: str, name: str, ground_truth: GroundTruth, protoc
     proposals, precision = ground_truth.aligned(proposals, source), None
     missed, remarks = evaluation.count_missed(actions, proposals, source), []
     if missed:
-        remarks.append("%s: %d of %d videos have no proposals, and count as missed" % (letter, missed, len(actions)))
+        remarks.append("%s: no proposals for %d of %s: counted as missed"
+                       % (letter, missed, counted(len(actions), "video")))
     others = sum(len(rows) for name, rows in proposals.items() if name not in actions)
     if others:
         remarks.append("%s: %s of videos that are not measured count in the average number, as the protocol has it"

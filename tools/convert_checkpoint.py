@@ -21,7 +21,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import command_line, run_as_program
-from bmn.options import OPTIONS, RECORDED_OPTIONS
+from bmn.options import DEFAULTS, OPTIONS, RECORDED_OPTIONS
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,10 +30,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("target", help="file to write")
     parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")
     parser.add_argument("--half", action="store_true", help="store float16")
-    parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
+    parser.add_argument("--ema", **OPTIONS["ema"].check,
+                        help="1: take the averaged (EMA) weights of the checkpoint, where it has them (default: 0)")
     for name in RECORDED_OPTIONS:
         names = ["--layout", "--from"] if name == "layout" else ["--" + name]
-        parser.add_argument(*names, help="where the checkpoint does not say it", **OPTIONS[name].check)
+        parser.add_argument(*names, **OPTIONS[name].check,
+                            help="where the checkpoint does not say it (default: %s)" % DEFAULTS[name])
     return parser.parse_args()
 
 

@@ -13,20 +13,23 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import command_line, run_as_program
-from bmn.options import INDEX, INPUT_OPTIONS, OPTIONS, RECORDED_OPTIONS
+from bmn.options import DEFAULTS, INDEX, INPUT_OPTIONS, OPTIONS, RECORDED_OPTIONS
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="any checkpoint of this network")
     parser.add_argument("target", help="file to write")
-    parser.add_argument("--batch", type=INDEX, default=1, help="videos at once; 0: any number (default 1)")
-    parser.add_argument("--opset", type=int, default=11, help="version of ONNX's operators (default 11)")
+    parser.add_argument("--batch", type=INDEX, default=1, help="videos at once; 0: any number (default: 1)")
+    parser.add_argument("--opset", type=int, default=11, help="version of ONNX's operators (default: 11)")
     parser.add_argument("--exporter", choices=("auto", "old", "new"), default="auto",
-                        help="old: TorchScript; new: torch.export; auto: new, where PyTorch and onnxscript have it")
-    parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
+                        help="old: TorchScript; new: torch.export; auto: new, where PyTorch and onnxscript have it "
+                             "(default: auto)")
+    parser.add_argument("--ema", **OPTIONS["ema"].check,
+                        help="1: take the averaged (EMA) weights of the checkpoint, where it has them (default: 0)")
     for name in RECORDED_OPTIONS:
-        parser.add_argument("--" + name, help="where the checkpoint does not say it", **OPTIONS[name].check)
+        parser.add_argument("--" + name, **OPTIONS[name].check,
+                            help="where the checkpoint does not say it (default: %s)" % DEFAULTS[name])
     return parser.parse_args()
 
 

@@ -35,7 +35,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mean", type=float, nargs=3, help="for ONNX files: mean of the colours, which are 0 to 1")
     parser.add_argument("--std", type=POSITIVE, nargs=3, help="for ONNX files: standard deviation of the colours")
     parser.add_argument("--batch_size", type=COUNT, default=8, help="snippets at once (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
+    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto",
+                        help="auto: the first of npu, cuda and cpu that is there (default: %(default)s)")
     parser.add_argument("--log_seconds", type=POSITIVE, default=DEFAULTS["log_seconds"],
                         help="seconds between two lines of progress (default: %(default)s)")
     args = parser.parse_args()
@@ -69,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
     if flaws:
         for flaw in flaws:
             print("left out: %s" % flaw)
-        raise UserError("%d of %s could not be used: they are listed above"
+        raise UserError("%d of %s could not be used: see above"
                         % (len(flaws), counted(len(videos), "video")))
 
 

@@ -24,13 +24,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="data", help="folder to write to (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: %(default)s)")
     parser.add_argument("--kind", choices=("activitynet", "thumos14"), default="activitynet",
                         help="features rescaled to T positions, or at their own rate (default: %(default)s)")
-    parser.add_argument("--temporal_scale", type=int, default=100)
+    parser.add_argument("--temporal_scale", type=int, default=100, help="T (default: %(default)s)")
     parser.add_argument("--stride", type=int, default=5, help="of thumos14: frames from a row to the next (default: 5)")
-    parser.add_argument("--feat_dim", type=int, default=400)
-    parser.add_argument("--noise", type=float, default=1.0, help="standard deviation of the noise (default: 1)")
+    parser.add_argument("--feat_dim", type=int, default=400, help="C (default: %(default)s)")
+    parser.add_argument("--noise", type=float, default=1.0,
+                        help="standard deviation of the noise (default: %(default)s)")
     parser.add_argument("--annotations", help="folder or file of real annotations to take the videos from")
     args = parser.parse_args()
     if args.videos < 5:

@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="demo-video", help="folder to write to (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
-    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--seed", type=SEED, default=0, help="of everything that is random (default: %(default)s)")
     args = parser.parse_args()
     if args.videos < 5:
         raise UserError("--videos %d leaves a subset empty: give at least 5" % args.videos)

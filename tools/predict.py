@@ -35,8 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
     length.add_argument("--video_anno", action="append", help="annotation file: lengths, and actions for the pictures; "
                         "may be given several times")
-    parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="(default: %(default)s)")
-    parser.add_argument("--ema", help=OPTIONS["ema"].help, **OPTIONS["ema"].check)
+    parser.add_argument("--checkpoint", default=DEFAULTS["pth_path"], help="the network (default: %(default)s)")
+    parser.add_argument("--ema", **OPTIONS["ema"].check,
+                        help="1: take the averaged (EMA) weights of the checkpoint, where it has them (default: 0)")
     parser.add_argument("--output", help="JSON file of all proposals, in the form of result_proposal.json")
     parser.add_argument("--plot", metavar="FOLDER", help="draw FOLDER/<video>.png")
     parser.add_argument("--page", metavar="FILE", help="HTML page with the videos and their proposals")
@@ -44,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbone", help="where the backbone of the features is by now (default: where the "
                         "features.json beside the checkpoint says)")
     parser.add_argument("--top", type=INDEX, default=10, help="proposals to print (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto")
+    parser.add_argument("--device", choices=("auto", "npu", "cuda", "cpu"), default="auto",
+                        help="auto: the first of npu, cuda and cpu that is there (default: %(default)s)")
     options = parser.add_argument_group("the network and its post-processing (default: what the checkpoint says, else "
                                         "as in main.py)")
     for name in RECORDED_OPTIONS + WINDOWS + SOFT_NMS:
@@ -78,7 +80,7 @@ from bmn.inputs import check_input, open_text
 from bmn.progress import progress
 from bmn.results import figures, pages, time_axis
 from bmn.training import checkpoint, recorded
-from bmn.values import by_id, number, video_id
+from bmn.values import by_id, counted, number, video_id
 from bmn.video.packages import check_python
 from models import BMN
 
@@ -266,6 +268,8 @@ def print_table(name: str, video: Video, found: np.ndarray, top: int) -> None:
     print("%6s %10s %10s %10s %8s" % ("", "start", "end", "length", "score"))
     for rank, (score, xmin, xmax) in enumerate(found[:top], 1):
         print("%6d %10.2f %10.2f %10.2f %8.4f" % (rank, xmin * seconds, xmax * seconds, (xmax - xmin) * seconds, score))
+    if not len(found):
+        print("no proposals: it is so short that its features have a single position")
 
 
 def draw(path: str, name: str, video: Video, maps: Tuple[np.ndarray, ...], found: np.ndarray) -> None:
@@ -289,8 +293,8 @@ def write_page(args: argparse.Namespace, source: Any, videos: Dict[str, Video], 
     files = getattr(source, "files", None) or (pages.find_files(args.videos, list(videos)) if args.videos else {})
     lacking = [name for name in videos if name not in files]
     if lacking:
-        print("--page %s: %d of %d videos have no file (%s): --videos DIR says where they are"
-              % (args.page, len(lacking), len(videos), few(lacking)))
+        print("--page %s: no file for %d of %s (%s): --videos DIR says where they are"
+              % (args.page, len(lacking), counted(len(videos), "video"), few(lacking)))
     pages.write_page(args.page, [pages.PageVideo(
         name, files.get(name), video.proposal_seconds, found[name] * ((1,) + 2 * (video.proposal_seconds,)),
         video.actions, *curves[name]) for name, video in videos.items()])
@@ -354,7 +358,7 @@ def main(args: argparse.Namespace) -> None:
     for flaw in flaws:
         print("left out: %s" % flaw)
     if flaws:
-        raise UserError("%d of %d videos could not be used: they are listed above" % (len(flaws), len(source.files)))
+        raise UserError("%d of %s could not be used: see above" % (len(flaws), counted(len(source.files), "video")))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="data folder, the --data_path of main.py")
     parser.add_argument("--video_anno", nargs="+", help="annotation files with the lengths of the videos, in any form "
                         "that docs/data.md describes")
-    parser.add_argument("--method", choices=("snippet", "linear"), default="snippet")
+    parser.add_argument("--method", choices=("snippet", "linear"), default="snippet",
+                        help="the rule of csv_mean_100, or rows at equal distances (default: %(default)s)")
     parser.add_argument("--temporal_scale", type=int, default=100, help="T (default: %(default)s)")
     parser.add_argument("--snippet_frames", type=int, default=16, help="frames of a snippet (default: %(default)s)")
     parser.add_argument("--feature_fps", type=POSITIVE, help="rate (frames a second) at which the frames of the "

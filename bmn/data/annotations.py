@@ -3,14 +3,13 @@ import os
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from bmn.data import annotation_files
-from bmn.data.feature_files import few
+from bmn.data.odd_annotations import odd_annotations
 from bmn.errors import UserError
 from bmn.options import DEFAULTS, with_defaults
-from bmn.values import by_id, label_text, number, video_id
+from bmn.values import by_id, counted, label_text, number, video_id
 
 SNIPPET = 16            # frames of a snippet of ActivityNet's published features; no other place knows this number
 WORDS = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
-COVERED = (0.95, 1.05)  # features that cover less or more of their video than this are worth a word
 
 
 class Video(NamedTuple):
@@ -236,32 +235,12 @@ def read_actions(name: str, entry: dict, source: str) -> Tuple[List[Tuple[float,
     return kept, len(actions) - len(kept)
 
 
-def remarks(annotations: Annotations, subsets: List[Dict[str, Video]]) -> List[str]:
-    """What a run says at its start about the videos of its subsets: a line for each thing that bends its figures."""
-    videos = {name: video for subset in subsets for name, video in subset.items()}
+def remarks(annotations: Annotations, subsets: Sequence[Dict[str, Video]]) -> List[str]:
+    """What a run says at its start about its subsets: a line for --blocked, and for each thing that bends its figures.
+    """
     lines = []
-    twice = [name for name in subsets[0] if name in subsets[-1]] if len(subsets) > 1 else []
-    if twice:
-        lines.append("%d videos are in both subsets (%s): the figures are also those of videos that the network was "
-                     "trained on" % (len(twice), few(twice)))
     if annotations.blocked:
         there = annotations.blocked & {video_id(name) for file in annotations.files for name in file.videos}
-        lines.append("--blocked %s: %d of its %d videos are in the annotations and are left out"
-                     % (annotations.opt["blocked"], len(there), len(annotations.blocked)))
-    odd = {name: video.feature_seconds / video.seconds for name, video in videos.items()
-           if not COVERED[0] <= video.feature_seconds / video.seconds <= COVERED[1]}
-    if odd:
-        worst = max(odd, key=lambda name: abs(odd[name] - 1))
-        lines.append("the features of %d of %d videos cover less than 95 %% or more than 105 %% of them (the worst: "
-                     "%s, %.0f %%): if their frames were counted wrongly, labels and proposals are shifted by as much"
-                     % (len(odd), len(videos), worst, 100 * odd[worst]))
-    left_out = [name for name, video in videos.items() if video.reversed_actions]
-    if left_out:
-        lines.append("%d actions end before they start and are left out (%s)"
-                     % (sum(videos[name].reversed_actions for name in left_out), few(left_out)))
-    outside = [name for name, video in videos.items() for start, end, _ in video.actions
-               if start >= video.seconds or end < 0]
-    if outside:
-        lines.append("%d actions lie outside their video: they get no labels, and count as missed in the evaluation "
-                     "(%s)" % (len(outside), few(list(dict.fromkeys(outside)))))
-    return lines
+        lines.append("--blocked %s: leaves out the %d of its %s that the annotations have"
+                     % (annotations.opt["blocked"], len(there), counted(len(annotations.blocked), "video")))
+    return lines + [str(one) for one in odd_annotations(annotations, subsets) if one.bends]

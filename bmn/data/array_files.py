@@ -56,6 +56,11 @@ def array_shape(path: str) -> Optional[Tuple[int, ...]]:
             shape = _npy_header(handle.read(LONGEST_HEADER))[1]
         except Exception:       # read_array says what is wrong
             return None
+    return table_shape(shape)
+
+
+def table_shape(shape: Tuple[int, ...]) -> Tuple[int, ...]:
+    """The shape of the table in an array of ``shape``: without axes of length 1, where there are more than two."""
     return tuple(length for length in shape if length != 1) if len(shape) > 2 else shape
 
 

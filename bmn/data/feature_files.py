@@ -1,12 +1,13 @@
 """Reading and writing one CSV file of features, and checking that a table has the T and C of the options."""
 import io
-from typing import List, Optional, Sequence
+from typing import Iterable, List, Optional, Sequence
 
 import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import replacing
 from bmn.inputs import open_input, read_bytes
+from bmn.values import counted
 
 GROUPS = 4                          # into which the network's first layer splits the features (models.py)
 UNNAMED = (b"", b"Unnamed: 0")      # what pandas calls the column of its index
@@ -34,8 +35,9 @@ def read_csv(path: str) -> np.ndarray:
                         % (path, " below its header line" if header is not None else ""))
     for number, line in enumerate(lines, first):
         if line.count(b",") != columns - 1:
-            raise UserError("feature file %s has %d columns in line %d and %d in its %s line: make or unpack it again"
-                            % (path, line.count(b",") + 1, number, columns, "first" if header is None else "header"))
+            raise UserError("feature file %s has %s in line %d and %d in its %s line: make or unpack it again"
+                            % (path, counted(line.count(b",") + 1, "column"), number, columns,
+                               "first" if header is None else "header"))
     try:        # as one long column, because pandas then reads the same numbers twice as fast
         values = pd.read_csv(io.BytesIO(body.replace(b",", b"\n")), header=None, dtype=np.float64, engine="c",
                              na_filter=False, low_memory=False).values
@@ -127,12 +129,13 @@ def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim
         temporal_scale = table.shape[1]
     elif (rows, columns) == (temporal_scale, feat_dim):
         if rows == columns and not rows_are_time:
-            raise UserError("%s has %d rows and as many columns, so it is unknown which axis is time: store the "
-                            "features as CSV, with a row for each position" % (where, rows))
+            raise UserError("%s has %s and as many columns, and nothing beside it shows which axis is time: store the "
+                            "features as CSV, with a row for each position" % (where, counted(rows, "row")))
         table = table.T
     elif rows_are_time or (rows, columns) != (feat_dim, temporal_scale):
-        raise UserError("%s has %d rows and %d columns, but --temporal_scale is %d and --feat_dim %d: %s"
-                        % (where, rows, columns, temporal_scale, feat_dim, _remedy(table.shape, temporal_scale)))
+        raise UserError("%s has %s and %s, but --temporal_scale is %d and --feat_dim %d: %s"
+                        % (where, counted(rows, "row"), counted(columns, "column"), temporal_scale, feat_dim,
+                           _remedy(table.shape, temporal_scale)))
     with np.errstate(over="ignore"):        # the error below names the file
         features = np.ascontiguousarray(table, np.float32)
     if not np.isfinite(features).all():
@@ -172,15 +175,29 @@ def time_axis(shape: Sequence[int], rows_are_time: bool, feat_dim: int, where: s
     if not feat_dim or (columns in (feat_dim, 0) and rows_are_time):
         return 0
     if rows == columns == feat_dim and not rows_are_time:
-        raise UserError("%s have as many snippets as features (%d), so it is unknown which axis is time: store them "
-                        "as CSV, with a row for each snippet" % (where, rows))
+        raise UserError("%s have as many snippets as features (%d), and nothing beside them shows which axis is time: "
+                        "store them as CSV, with a row for each snippet" % (where, rows))
     for axis in (0,) if rows_are_time else (0, 1):
         if shape[1 - axis] == feat_dim:
             return axis
     if filled_up(columns) == feat_dim:
         return 0
-    raise UserError("%s have %d rows and %d columns, but %s %d: give the right --feat_dim, or extract all videos in "
-                    "the same way" % (where, rows, columns, origin, feat_dim))
+    raise UserError("%s have %s and %s, but %s %d: give the right --feat_dim, or extract all videos in the same way"
+                    % (where, counted(rows, "row"), counted(columns, "column"), origin, feat_dim))
+
+
+def axis_by_others(length: int, shapes: Iterable[Sequence[int]]) -> Optional[int]:
+    """The axis that is time in a table of as many rows as columns, 0 or 1, by the tables beside it.
+
+    Args:
+        length: of both axes.
+        shapes: of the others. Those in which one axis has that length show which one holds the features.
+
+    Returns:
+        None where no other table shows it, or where they contradict each other.
+    """
+    axes = {1 - list(shape).index(length) for shape in shapes if len(shape) == 2 and list(shape).count(length) == 1}
+    return axes.pop() if len(axes) == 1 else None
 
 
 def _remedy(shape, temporal_scale):

@@ -1,4 +1,5 @@
 """Feature sequences of videos: where they are, how they are read, and the check that none is missing."""
+import contextlib
 import glob
 import os
 import re
@@ -8,12 +9,13 @@ import numpy as np
 
 from bmn.data.array_files import ARRAY_EXTENSIONS, array_shape, read_array
 from bmn.data.feature_cache import open_cache
-from bmn.data.feature_files import few, fitted, index_column, read_csv, scale_of, time_axis
+from bmn.data.feature_files import axis_by_others, few, fitted, index_column, read_csv, scale_of, time_axis
 from bmn.data.hdf5_features import Hdf5Features, stamp_of
 from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
 from bmn.extracted import is_list, made_in
 from bmn.inputs import check_input
+from bmn.values import counted
 
 EXTENSIONS = (".csv", *ARRAY_EXTENSIONS)        # the best first, where a video has several files
 SUBSETS = ("train", "training", "val", "validation", "valid", "test", "testing")     # folders of subsets, in any case
@@ -45,8 +47,8 @@ def open_features(opt: dict, names: List[str], runtime: Any = None, log: Callabl
         source = open_source(opt)
         missing = check_features(opt, names, source)
         if missing:
-            log("--skip_missing: %d of %d videos have no features and are left out (%s)"
-                % (len(missing), len(names), few(missing)))
+            log("--skip_missing: no features for %d of %s, left out (%s)"
+                % (len(missing), counted(len(names), "video"), few(missing)))
         if runtime is None or runtime.local_rank == 0:
             say_how_files_are_read(source, names, log)
             features = _cached(opt, source, names, missing, log)
@@ -95,8 +97,9 @@ def check_features(opt: dict, names: List[str], source: Any) -> List[str]:
     """
     missing = [name for name in names if name not in source]
     if missing and (not opt["skip_missing"] or len(missing) == len(names)):
-        raise UserError("%d of %d videos have no features in %s (%s): %s%s"
-                        % (len(missing), len(names), source.path, few(missing), remedy_for(opt, missing, source),
+        raise UserError("no features for %d of %s in %s (%s): %s%s"
+                        % (len(missing), counted(len(names), "video"), source.path, few(missing),
+                           remedy_for(opt, missing, source),
                            ", or go on without them with --skip_missing" if len(missing) < len(names) else ""))
     return missing
 
@@ -110,7 +113,7 @@ def remedy_for(opt: dict, missing: List[str], source: Any) -> str:
         source: what :func:`open_source` returned.
     """
     if source.names():
-        there = "it has those of %d videos (%s)" % (len(source.names()), few(sorted(source.names())))
+        there = "it has those of %s (%s)" % (counted(len(source.names()), "video"), few(sorted(source.names())))
         what = "names must be those of --video_info, with or without v_"
     else:
         there, what = _holds(source.path), "a folder must hold a file for each video, %s" % ", ".join(EXTENSIONS)
@@ -133,7 +136,8 @@ def _holds(path):
                 folders.append(entry.name)
             else:
                 kinds.setdefault(os.path.splitext(entry.name)[1] or "without an ending", []).append(entry.name)
-    found = ["%d files %s (%s)" % (len(names), kind, few(sorted(names))) for kind, names in sorted(kinds.items())]
+    found = ["%s %s (%s)" % (counted(len(names), "file"), kind, few(sorted(names)))
+             for kind, names in sorted(kinds.items())]
     if folders:
         found.append("the folders %s" % few(sorted(folders)))
     return "it holds " + ", ".join(found) if found else "it is empty"
@@ -183,7 +187,7 @@ class FolderFeatures:
 
     def __init__(self, path: str, temporal_scale: int, feat_dim: int, files: Optional[Dict[str, str]] = None):
         self.path, self.temporal_scale, self.feat_dim = path, temporal_scale, feat_dim
-        self._files = files
+        self._files, self._axes = files, {}
 
     def names(self) -> Dict[str, str]:
         """{video: file name}. The folder is listed at the first call.
@@ -228,7 +232,11 @@ class FolderFeatures:
             UserError: the file is missing or cannot be used.
         """
         path = self._path(name)
-        return read_csv(path) if path.endswith(".csv") else read_array(path), _rows_are_time(path)
+        if path.endswith(".csv"):
+            return read_csv(path), True
+        table = read_array(path)
+        axis = self._time_axis(path, table.shape)
+        return (table.T, True) if axis == 1 else (table, axis == 0)
 
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its file cannot be used."""
@@ -240,7 +248,27 @@ class FolderFeatures:
         shape = array_shape(path)
         if shape is None or len(shape) != 2:
             return self.read(name).shape[1]
-        return shape[time_axis(shape, _rows_are_time(path), self.feat_dim, "the numbers of feature file " + path)]
+        known = self._time_axis(path, shape) is not None        # then both axes are of the same length, or it is 0
+        return shape[time_axis(shape, known, self.feat_dim, "the numbers of feature file " + path)]
+
+    def _time_axis(self, path, shape):
+        """The axis that is time in the array of a file, where more than its own shape shows it, else None: what our own
+        extraction wrote has a row for each snippet, and a square table is like the other files of its kind."""
+        if made_in(os.path.dirname(path)):
+            return 0
+        if shape[0] != shape[1]:
+            return None
+        if shape[0] not in self._axes:
+            self._axes[shape[0]] = axis_by_others(shape[0], self._shapes(os.path.splitext(path)[1]))
+        return self._axes[shape[0]]
+
+    def _shapes(self, extension):
+        """The shapes of the tables in the files of a kind, without those that cannot be read."""
+        for file in self.names().values():
+            path = os.path.join(self.path, file)
+            if file.endswith(extension) and not made_in(os.path.dirname(path)):
+                with contextlib.suppress(UserError):
+                    yield array_shape(path) or read_array(path).shape
 
     def remark(self, name: str) -> Optional[str]:
         """What a user should know of how the file of a video is read, in a line; None where there is nothing."""
@@ -260,11 +288,6 @@ class FolderFeatures:
         if stored is None:
             raise UserError("video %s has no features in %s: put %s.csv there" % (name, self.path, name))
         return os.path.join(self.path, self.names()[stored])
-
-
-def _rows_are_time(path):
-    """Whether that is known of a file: of a CSV file, and of what our own extraction wrote, a row for each snippet."""
-    return path.endswith(".csv") or made_in(os.path.dirname(path))
 
 
 def _best(files):

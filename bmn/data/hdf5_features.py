@@ -1,11 +1,12 @@
 """An HDF5 file with the features of many videos. No link in it leads to another file."""
+import contextlib
 import os
 from typing import Dict, List, Tuple
 
 import numpy as np
 
-from bmn.data.array_files import numbers
-from bmn.data.feature_files import few, fitted
+from bmn.data.array_files import numbers, table_shape
+from bmn.data.feature_files import axis_by_others, few, fitted
 from bmn.data.packed_features import stored_name
 from bmn.errors import UserError, first_line
 from bmn.inputs import check_input, check_size
@@ -22,6 +23,7 @@ class Hdf5Features:
     def __init__(self, path: str, temporal_scale: int, feat_dim: int):
         self.path, self.temporal_scale, self.feat_dim = path, temporal_scale, feat_dim
         self._file = self._owner = self._names = None
+        self._axes = {}
 
     def __getstate__(self):
         return dict(self.__dict__, _file=None, _owner=None)
@@ -46,7 +48,7 @@ class Hdf5Features:
         return stamp_of(self.path)
 
     def table(self, name: str) -> Tuple[np.ndarray, bool]:
-        """The numbers of a video as in the file: (float [rows, columns], False: either axis may be time).
+        """The numbers of a video as in the file: (float [rows, columns], whether the rows are known to be time).
 
         Raises:
             UserError: the data set is missing or cannot be used.
@@ -55,11 +57,25 @@ class Hdf5Features:
         try:
             found = self._data_set(self._open(), stored_name(name, self.names(), self.path) or name, where)
             check_size(found.size * found.dtype.itemsize, where)
-            return numbers(found[()], where), False
+            table = numbers(found[()], where)
+            axis = self._time_axis(len(table)) if len(table) == table.shape[1] else None
+            return (table.T, True) if axis == 1 else (table, axis == 0)
         except UserError:
             raise
         except Exception as error:      # a type, a link that leads nowhere, damaged bytes: h5py raises any exception
             raise UserError("%s cannot be read (%s): write the file again" % (where, first_line(error)[:160])) from None
+
+    def _time_axis(self, length):
+        """The axis that is time in square tables of a length, where the other tables show it, else None."""
+        if length not in self._axes:
+            self._axes[length] = axis_by_others(length, self._shapes())
+        return self._axes[length]
+
+    def _shapes(self):
+        """The shapes of the tables in the file, without those that cannot be read."""
+        for name in self.names():
+            with contextlib.suppress(Exception):        # table() says what is wrong with it
+                yield table_shape(self._data_set(self._open(), name, name).shape)
 
     def _data_set(self, group, name, where):
         """The data set of a video: itself, or the only one in its group. No link leads to another file."""

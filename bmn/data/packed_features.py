@@ -15,6 +15,7 @@ from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from bmn.data.feature_files import axis_by_others
 from bmn.errors import UserError
 from bmn.inputs import open_input
 from bmn.values import video_id
@@ -134,12 +135,15 @@ class PackedFeatures:
         """(dtype, {video: its place in the file}); UserError where a video is of another T or C."""
         names = {kind: dtype for dtype, kind in _DTYPES.items()}
         dtype = names[next(iter(header.values()))["dtype"]] if header else "float32"
+        # In a file of others, what the tables beside a square one show; ours have the rows first.
+        shapes = [tensor["shape"] for tensor in header.values()]
+        axis = 0 if self.sources or self.temporal_scale else axis_by_others(self.feat_dim, shapes)
         index, places = {}, []
         for name, tensor in header.items():
             begin, end = tensor["data_offsets"]
             if type(begin) is not int or type(end) is not int:
                 raise ValueError("no whole numbers")
-            rows, rows_first = self._rows_of(name, tensor["shape"])
+            rows, rows_first = self._rows_of(name, tensor["shape"], axis)
             if tensor["dtype"] != _DTYPES[dtype] or end != begin + video_bytes(rows, self.feat_dim, dtype):
                 raise ValueError("another size, or another type")
             index[name] = _Place(begin // np.dtype(dtype).itemsize, rows, rows_first)
@@ -151,8 +155,8 @@ class PackedFeatures:
             raise ValueError("names of other sources")
         return dtype, index
 
-    def _rows_of(self, name, shape):
-        """(number of rows, whether the rows come first) of a tensor."""
+    def _rows_of(self, name, shape, axis):
+        """(number of rows, whether the rows come first) of a tensor; of a square one, ``axis`` says it or is None."""
         lengths, dim = list(map(int, shape)), self.feat_dim
         if self.temporal_scale:
             if lengths != [dim, self.temporal_scale]:
@@ -160,10 +164,15 @@ class PackedFeatures:
                                 "--temporal_scale %d (C x T): give those, or other features"
                                 % (self.path, shape, name, dim, self.temporal_scale))
             return self.temporal_scale, False
-        if len(lengths) != 2 or dim not in lengths or min(lengths) < 1 or (lengths == [dim, dim] and not self.sources):
+        if len(lengths) != 2 or dim not in lengths or min(lengths) < 1:
             raise UserError("packed features %s have the shape %s for video %s, but --window needs rows of --feat_dim "
                             "%d numbers: give that, or other features" % (self.path, shape, name, dim))
-        return (lengths[0], True) if lengths[1] == dim else (lengths[1], False)
+        if lengths != [dim, dim]:
+            return (lengths[0], True) if lengths[1] == dim else (lengths[1], False)
+        if axis is None:
+            raise UserError("packed features %s have the shape %s for video %s, and no other video shows which axis is "
+                            "time: give a folder of CSV files, with a row for each snippet" % (self.path, shape, name))
+        return dim, axis == 0
 
     def _damaged(self):
         return UserError("packed features %s are damaged, or hold no float32 or float16 tensor for each video: copy "

@@ -14,6 +14,7 @@ from bmn import extracted
 from bmn.data.annotations import Video
 from bmn.data.feature_files import few
 from bmn.errors import UserError
+from bmn.values import counted
 
 RESCALED = 1.5          # the longest video by the shortest, where features of as many rows cannot have one rate
 COVERED = (0.9, 1.1)    # of a video, by its rows at --feature_stride; more than half of the videos must lie within
@@ -95,9 +96,9 @@ def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict, margi
     stride = opt["feature_stride"]
     durations = [video.seconds for video in videos.values()]
     if len({rows[name] for name in videos}) == 1 and max(durations) > RESCALED * min(durations):
-        raise UserError("the features of all %d videos have %d rows, although the videos have from %.4g to %.4g "
-                        "seconds: they were rescaled, so leave --window out, or give features at their own rate"
-                        % (len(durations), rows[next(iter(videos))], min(durations), max(durations)))
+        raise UserError("the features of all %d videos have %s, although the videos have from %.4g to %.4g seconds: "
+                        "they were rescaled, so leave --window out, or give features at their own rate"
+                        % (len(durations), counted(rows[next(iter(videos))], "row"), min(durations), max(durations)))
     if not stride and lengths:
         return {name: _covering(video, rows[name] * lengths[name].stride / lengths[name].fps)
                 for name, video in videos.items()}
@@ -107,7 +108,7 @@ def with_stride(videos: Dict[str, Video], rows: Dict[str, int], opt: dict, margi
     unknown = [name for name, video in videos.items() if in_frames and not video.frames]
     if unknown:
         raise UserError("--feature_stride %s is in frames, but nothing says how many frames %s (%s): give it in seconds"
-                        % (stride, "%d videos have" % len(unknown) if len(unknown) > 1 else "a video has",
+                        % (stride, counted(len(unknown), "video") + " have" if len(unknown) > 1 else "a video has",
                            few(unknown)))
     for name, video in videos.items():
         step = _number(stride) * (video.seconds / video.frames if in_frames else 1)

@@ -72,11 +72,14 @@ def literal(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
 
 
-def new_figure(size: Tuple[float, float]) -> Any:
-    """An empty matplotlib Figure; ``size`` is (width, height) in inches."""
+def new_figure(size: Tuple[float, float], laid_out: bool = True) -> Any:
+    """An empty matplotlib Figure; ``size`` is (width, height) in inches.
+
+    matplotlib finds the margins where it is ``laid_out``, which takes as long as to draw it twice.
+    """
     canvas = _canvas()
     from matplotlib.figure import Figure
-    figure = Figure(figsize=size, constrained_layout=True)
+    figure = Figure(figsize=size, constrained_layout=laid_out)
     canvas(figure)
     return figure
 
@@ -170,7 +173,8 @@ def training_curve(epochs: List[dict]) -> Any:
         for subset, colour in (("train", START_COLOUR), ("validation", END_COLOUR)):
             axes.plot(numbers, [one[subset][name] for one in epochs], "o-", color=colour, markersize=3.5, label=subset)
         axes.set_title(title, fontsize=10)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)      # a single epoch would have an axis of its fractions
         axes.tick_params(labelsize=9)
         axes.grid(True, alpha=0.4)
         if number == 1:

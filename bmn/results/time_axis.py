@@ -17,9 +17,11 @@ WIDE = (10, 5)              # inches; of a long video, in the whole width of a p
 DRAWN = 10                  # best proposals
 LANES = 5                   # rows of actions with labels; those without room for a label share one more
 FONT = 8                    # points
+WIDER = 1.05        # times the width that is measured: so wide are letters on some screens
 GAP = 2.0                   # points between two actions of a lane
 POINTS = 1000               # positions of a curve; of more, the lowest and the highest of every few are drawn
 RINGS = 30                  # actions on a map; more would hide it, and are small squares
+BARS_LEFT = 84      # points left of a time axis: "and 9999 more", and the name of the axis
 SCALES = (0.1, 0.25, 0.5, 1.0)      # upper ends of the scale of colours
 
 
@@ -37,7 +39,8 @@ def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, c
         truth: (start, end, label) of each annotated action, in seconds, sorted by start.
     """
     if confidence_map is None:
-        figure = boundaries(seconds, start, end, proposals, truth, (13, 6))
+        figure, grid_cell = _with_margins((13, 6), BARS_LEFT, 44)
+        draw_boundaries_and_time_axis(figure, grid_cell, seconds, start, end, proposals, truth)
         figure.suptitle(literal(title))
         return figure
     figure = new_figure((13, 6))
@@ -51,24 +54,32 @@ def prediction(title: str, seconds: float, start: np.ndarray, end: np.ndarray, c
 def boundaries(seconds: float, start: np.ndarray, end: np.ndarray, proposals: np.ndarray, truth: Sequence[tuple] = (),
                size: Tuple[float, float] = (6.4, 5.4)) -> Any:
     """Boundary probabilities and time axis alone; arguments as in :func:`prediction`, ``size`` in inches."""
-    figure = new_figure(size)
-    draw_boundaries_and_time_axis(figure, figure.add_gridspec(1, 1)[0], seconds, start, end, proposals, truth)
+    figure, grid_cell = _with_margins(size, BARS_LEFT, 24)
+    draw_boundaries_and_time_axis(figure, grid_cell, seconds, start, end, proposals, truth)
     return figure
 
 
 def prediction_in_two(seconds: float, start: np.ndarray, end: np.ndarray, confidence_map: np.ndarray,
                       proposals: np.ndarray, truth: Sequence[tuple] = ()) -> Tuple[Any, Any]:
     """The same as :func:`prediction` in two figures (time axis, confidence), which a page can arrange by its width."""
-    time_axis, confidence = boundaries(seconds, start, end, proposals, truth), new_figure((6.4, 5.4))
-    draw_confidence(confidence, confidence.add_gridspec(1, 1)[0], seconds, confidence_map, truth)
+    time_axis = boundaries(seconds, start, end, proposals, truth)
+    confidence, grid_cell = _with_margins((6.4, 5.4), 60, 8)
+    draw_confidence(confidence, grid_cell, seconds, confidence_map, truth)
     return time_axis, confidence
 
 
 def segments(seconds: float, proposals: np.ndarray, truth: Sequence[tuple]) -> Any:
     """Ground truth and best proposals of a video of which there are no maps; arguments as in :func:`prediction`."""
-    figure = new_figure((SMALL[0], 3.6))
-    draw_time_axis(figure.add_subplot(1, 1, 1), seconds, proposals[:DRAWN], truth)
+    figure, grid_cell = _with_margins((SMALL[0], 3.6), BARS_LEFT, 4)
+    draw_time_axis(figure.add_subplot(grid_cell), seconds, proposals[:DRAWN], truth)
     return figure
+
+
+def _with_margins(size, left, top):
+    """(figure, cell of a grid) with margins in points, because what stands in them is known; ``size`` in inches."""
+    figure, (width, height) = new_figure(size, laid_out=False), np.multiply(size, 72)
+    return figure, figure.add_gridspec(1, 1, left=left / width, right=1 - 4 / width, bottom=34 / height,
+                                       top=1 - top / height)[0]
 
 
 def draw_boundaries_and_time_axis(figure: Any, grid_cell: Any, seconds: float, start: np.ndarray, end: np.ndarray,
@@ -77,7 +88,7 @@ def draw_boundaries_and_time_axis(figure: Any, grid_cell: Any, seconds: float, s
 
     ``grid_cell`` is a matplotlib SubplotSpec; the other arguments are those of :func:`prediction`.
     """
-    rows = grid_cell.subgridspec(2, 1, height_ratios=(1, 1.6))
+    rows = grid_cell.subgridspec(2, 1, height_ratios=(1, 1.6), hspace=0.08)
     curves = figure.add_subplot(rows[0])
     at = np.arange(len(start)) * seconds / len(start)
     for values, colour, name in ((start, START_COLOUR, "start"), (end, END_COLOUR, "end")):
@@ -122,7 +133,7 @@ def draw_time_axis(axes: Any, seconds: float, proposals: np.ndarray, truth: Sequ
     An action has a label where there is room. Those for which there is none share a row, which tells their number.
     """
     limit = seconds * 1.08          # room for the score of a proposal that ends with the video
-    point = limit / (axes.get_position().width * axes.figure.get_figwidth() * 72)       # seconds in a point
+    point = WIDER * limit / (axes.get_position().width * axes.figure.get_figwidth() * 72)       # seconds in a point
     places = _places(truth, limit, point)
     lanes, without_label = max([lane + 1 for lane, _, _ in places if lane is not None], default=0), []
     height = lanes + any(lane is None for lane, _, _ in places)
@@ -140,7 +151,7 @@ def draw_time_axis(axes: Any, seconds: float, proposals: np.ndarray, truth: Sequ
     for rank, (score, _, xmax) in enumerate(proposals):
         _write(axes, xmax * seconds + 3 * point, rank, "%.3f" % score)
     ticks = [((lanes - 1) / 2.0 - height, "truth")] * (lanes > 0)
-    ticks += [(-1, "%sand %d more" % ("" if lanes else "truth: ", len(without_label)))] * (height > lanes)
+    ticks += [(-1, "and %d more" % len(without_label))] * (height > lanes)
     ticks += [(rank, "%d" % (rank + 1)) for rank in range(len(proposals))]
     axes.set_yticks([at for at, _ in ticks])
     axes.set_yticklabels([text for _, text in ticks], fontsize=FONT)

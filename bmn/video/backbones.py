@@ -19,6 +19,7 @@ import numpy as np
 from bmn.errors import UserError, first_line
 from bmn.inputs import check_input, open_input
 from bmn.parallel import processors
+from bmn.values import counted
 from bmn.video.packages import package
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -89,8 +90,8 @@ class TransformersBackbone:
         lacking = sorted(set(info["missing_keys"]) | {key for key, *_ in info.get("mismatched_keys", ())})
         self._pooled = not any("pooler" in key or "pooling" in key for key in lacking)
         if any("pooler" not in key and "pooling" not in key for key in lacking):
-            raise UserError("--backbone %s lacks %d weights of its network (%s, ...), which would be random: give a "
-                            "complete one" % (name, len(lacking), lacking[0]))
+            raise UserError("--backbone %s lacks %s of its network (such as %s), which would be random: give a "
+                            "complete one" % (name, counted(len(lacking), "weight"), lacking[0]))
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         """float32 [3, h, w] of a frame, uint8 [H, W, 3]."""
@@ -198,8 +199,9 @@ class OnnxBackbone:
                 raise UserError("--backbone %s cannot compute pictures of shape %s (%s)"
                                 % (self.path, list(filled.shape), first_line(error)[:200])) from None
             if len(output) != size or output.size // size != max(output.shape[1:], default=0):
-                raise UserError("--backbone %s gives an array of shape %s for %d snippets, but a backbone gives a "
-                                "vector for each: export its pooled output" % (self.path, list(output.shape), size))
+                raise UserError("--backbone %s gives an array of shape %s for %s, but a backbone gives a "
+                                "vector for each: export its pooled output"
+                                % (self.path, list(output.shape), counted(size, "snippet")))
             found.append(output.reshape(size, -1)[:len(part)].astype(np.float32))
         return np.concatenate(found)
 

@@ -51,8 +51,8 @@ class Recipe(NamedTuple):
             UserError: the backbone needs another number of frames, or a snippet has fewer.
         """
         if looked_at and backbone.looked_at not in (None, looked_at):
-            raise UserError("--frames %d, but the backbone looks at %d frames: leave --frames out"
-                            % (looked_at, backbone.looked_at))
+            raise UserError("--frames %d, but the backbone looks at %s: leave --frames out"
+                            % (looked_at, counted(backbone.looked_at, "frame")))
         looked_at = looked_at or backbone.looked_at or sampling.length
         snippet_rule.check(sampling, looked_at)
         return cls(backbone, sampling, looked_at, batch, threads)
@@ -202,8 +202,8 @@ def _length(film, sampling, rate, count):
             film.problems, "packet")
     covered = count * stride / frames
     if covered < LEAST:
-        return length, ("its %d frames are %s of %g, which cover %.0f %% of it: lower --snippet_stride if the rest "
-                        "matters" % (frames, counted(count, "snippet"), stride, 100 * covered))
+        return length, ("only %.0f %% of its %s lie in snippets of %g: lower --snippet_stride if the rest matters"
+                        % (100 * covered, counted(frames, "frame"), stride))
     return length, ""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from bmn.errors import UserError
+from bmn.values import counted
 
 
 class Sampling(NamedTuple):
@@ -84,5 +85,5 @@ def check(sampling: Sampling, looked_at: int) -> None:
         UserError: it has fewer.
     """
     if sampling.length < looked_at:
-        raise UserError("--snippet_frames %d is less than the %d frames that the backbone looks at: give --snippet_"
-                        "frames %d or more" % (sampling.length, looked_at, looked_at))
+        raise UserError("--snippet_frames %d is less than the %s that the backbone looks at: give --snippet_frames "
+                        "%d or more" % (sampling.length, counted(looked_at, "frame"), looked_at))

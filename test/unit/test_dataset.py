@@ -17,6 +17,7 @@ from bmn.data.features import open_features
 from bmn.data.windows import cut, in_window
 from bmn.errors import UserError, run_as_program
 from dataset import Labels, VideoDataSet, default_workers
+from post_processing import OfWindows
 
 
 def plain_labels(video, size):
@@ -137,7 +138,7 @@ def test_skip_missing_leaves_out_videos_without_features(tmp_path, cache):
     lines = []
     features = open_features(opt, ["v_a", "v_b", "v_c"], log=lines.append)
     assert VideoDataSet(opt, "train", features).video_list == ["v_a", "v_c"]
-    assert "1 of 3 videos have no features" in lines[0] and "v_b" in lines[0]
+    assert "no features for 1 of 3 videos" in lines[0] and "v_b" in lines[0]
 
 
 @pytest.mark.parametrize("kind,packed,ranks,processors,wanted", [
@@ -173,6 +174,18 @@ def test_items_of_windows(tmp_path, cache, step):
             np.testing.assert_allclose(got, want, atol=1e-6)
     assert inference.windows_of_videos() == [len(inference.items_of(name)) for name in videos]
     assert inference.items_of("v_3") == [len(windows) - 1]
+
+
+@pytest.mark.parametrize("layout, silent", [("reference", True), ("mmaction2", True), ("opentad", False)])
+def test_a_video_without_proposals_is_told(tmp_path, layout, silent):
+    opt = small_data.make_long(tmp_path, rows=(20, 20, 1, 12), layout=layout)
+    lines = VideoDataSet(dict(opt, mode="inference"), "validation").remarks
+    assert lines[:-1] == ["validation subset: no proposals for 1 video with a single position (v_2)"] * silent
+    assert lines[-1].startswith("validation subset windows: 3,")
+    found = OfWindows(opt).add(cut("v_2", 1, opt), *(np.full(shape, 0.5, np.float32) for shape in (
+        (1, 2, 10, 10), (1, 10), (1, 10))))["v_2"]
+    assert (len(found) == 0) == silent
+    assert len(VideoDataSet(opt, "validation").remarks) == 1
 
 
 def test_training_uses_the_windows_in_which_an_action_lies(tmp_path):

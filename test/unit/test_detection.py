@@ -227,7 +227,7 @@ def test_videos_without_classes_count_as_missed(job, capsys):
     del classes["results"]["a"]
     write("classes.json", classes)
     np.testing.assert_allclose(evaluate(job), np.full(10, 0.5 / 2))
-    assert "lacks 1 of the 3 videos of the result file: they count as missed" in capsys.readouterr().out
+    assert "lacks 1 of the 3 videos of the result file: counted as missed" in capsys.readouterr().out
     assert set(read("result_detection.json")["results"]) == {"b", "c"}
 
 
@@ -272,3 +272,20 @@ def test_proposals_are_not_overwritten_by_detections(job):
     with pytest.raises(UserError, match="the file that the detections go to"):
         evaluate(dict(job, result_file="result_detection.json"))
     assert read("result_detection.json") == read("result.json")
+
+
+def test_nothing_to_measure_and_nothing_to_multiply_are_said(job):
+    annotations = read("anno.json")
+    with pytest.raises(UserError, match=r"proposals without labels: mAP needs the classes of whole videos"):
+        evaluate(dict(job, classification_file=""))
+    for entry in annotations.values():
+        entry["annotations"] = []
+    write("anno.json", annotations)
+    with pytest.raises(UserError, match="has no action of the 3 videos of the validation subset, so there is no mAP"):
+        evaluate(job)
+
+
+def test_a_class_without_detections_has_no_precision():
+    ground_truth = {"a": [(0.0, 10.0, "Polo"), (20.0, 30.0, "Ballet")]}
+    detections = {"a": [("Polo", 0.9, [0.0, 10.0])]}
+    np.testing.assert_array_equal(detection.mean_average_precision(ground_truth, detections), np.full(10, 0.5))

@@ -192,6 +192,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_parts(runtime):
         train(runtime, videos, [[0, 1], [2, 3], [4, 5]], begin())
 
 
+@pytest.mark.parametrize("part", range(4))
+def test_one_part_of_a_loss_that_is_not_finite_stops_the_run(runtime, part):
+    losses = [torch.ones(4) for _ in range(3)]
+    assert engine._finite_mean(losses, runtime, 2, 10) == dict.fromkeys(engine.LOSSES, 1)
+    losses[1][part] = float("inf")
+    with pytest.raises(UserError, match=r"epoch 2, iteration 11 is not finite \(.*%s inf" % engine.LOSSES[part]):
+        engine._finite_mean(losses, runtime, 2, 10)
+
+
 def test_validation_is_the_mean_of_the_blocks_and_is_repeatable(runtime):
     videos, blocks = Videos(21), rank_blocks(21)
     training = begin()

@@ -223,7 +223,7 @@ def test_figures_are_printed_and_drawn(job, capsys):
     result = evaluation.evaluation_proposal(job)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("ground truth: derived from info.csv and anno.json")
-    assert lines[1] == "1 of 3 videos have no proposals: they count as missed"
+    assert lines[1] == "no proposals for 1 of 3 videos: counted as missed"
     found = [int(t <= 10 / 11) + int(t <= 48 / 50) for t in THRESHOLDS]
     assert lines[2] == "\tArea Under the AR vs AN curve: %s%%" % evaluation.area_under_curve(*result[2:4])
     assert [line.split("\t")[0] for line in lines[3:]] == ["AR@1 is ", "AR@5 is ", "AR@10 is ", "AR@100 is "]

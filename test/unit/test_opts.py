@@ -1,8 +1,13 @@
 """The command line: names, defaults, spellings, and one sentence for each mistake."""
+import argparse
+import contextlib
+import importlib
 import json
 import os
+import sys
 
 import pytest
+from conftest import ROOT
 
 from bmn.errors import UserError
 from bmn.options import OPTIONS, with_defaults
@@ -31,6 +36,24 @@ def test_every_default_is_a_value_that_the_option_takes(name):
     default = OPTIONS[name].default
     if default != "":
         assert vars(parse_opt(["--%s=%s" % (name, default)] + ["--classification_file=x"]))[name] == default
+
+
+TOOLS = [name[:-3] for name in sorted(os.listdir(os.path.join(ROOT, "tools"))) if name.endswith(".py")]
+TOOLS.remove("check_data")      # it has main.py's options
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_the_help_of_a_tool_states_every_default(monkeypatch, name):
+    tool, parsers = importlib.import_module(name), []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda parser, *_: parsers.append(parser) or sys.exit())
+    with contextlib.suppress(SystemExit):
+        tool.parse_arguments()
+    for action in parsers[0]._actions:
+        if action.option_strings and not action.required and action.default not in (None, False, argparse.SUPPRESS):
+            assert "(default: " in action.help and "--pth_path" not in action.help
+            told = (action.help % vars(action)).split("(default: ")[1].split(")")[0]
+            shown = action.default if isinstance(action.default, (list, tuple)) else [action.default]
+            assert told == " ".join(map(str, shown)) or (action.default == 0 and "the columns of" in told)
 
 
 def test_the_help_states_every_default(capsys):

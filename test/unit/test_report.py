@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree
 
 import matplotlib.image
 import numpy as np
@@ -87,7 +88,8 @@ def test_page_holds_the_figures_and_needs_no_other_file(job):
     assert titles == ["Best video: v_4", "Median video: v_2", "Worst video: v_0"]
 
 
-def test_losses_are_shown_for_the_network_that_they_belong_to(job):
+def test_losses_are_shown_for_the_network_that_they_belong_to(job, monkeypatch):
+    monkeypatch.setattr(report, "_videos", lambda *_: "")      # their pictures take long, and are none of this
     with open("checkpoint/metrics.jsonl", "w") as handle:
         handle.writelines(json.dumps(one) + "\n" for one in EPOCHS)
     opt, *rest = job
@@ -129,9 +131,49 @@ def test_pictures_have_short_numbers_and_whole_texts(job):
     pictures = Page(written(opt, result, videos, maps_of)).pictures
     assert any(html.escape(label.strip(), quote=False) in picture for picture in pictures)
     for picture in pictures:
-        tags = re.findall("<(?:path|use) [^>]*>", picture)
-        assert tags and not any(re.search(r"\.\d{3}", tag) for tag in tags)
+        tags = re.findall("<(?:path|use|text) [^>]*>", picture)
+        assert tags and not any(re.search(r"\.\d{2}", tag) for tag in tags)
         assert all(re.search(r' d="(M[-\d. ]+|[LHV][-\d. ]+|[CQ][-\d. ]+|z)+\s*"', tag) for tag in tags if " d=" in tag)
+
+
+def drawn(svg):
+    """What an SVG draws, in order: (tag, text, names, points of a path, attributes of the groups around)."""
+    found = []
+
+    def walk(element, around):
+        tag = element.tag.split("}")[1]
+        if tag == "g":
+            around = around + [one for one in element.items() if one[0] != "id"]
+        elif tag in ("path", "use", "text", "image", "clipPath", "rect"):
+            names = [one for one in element.items() if one[0].endswith(("id", "clip-path", "href"))]
+            found.append((tag, (element.text or "").strip(), names, points(element.get("d", "")), around))
+        for inner in element:
+            walk(inner, around)
+    walk(xml.etree.ElementTree.fromstring(svg), [])
+    return found
+
+
+def points(path):
+    """Corners of a path, each coordinate cut to a tenth."""
+    at, found = [0.0, 0.0], []
+    for letter, numbers in re.findall(r"([MLHVCQ])([^MLHVCQz]*)", path):
+        for number in zip(*[iter(map(float, numbers.split()))] * (1 if letter in "HV" else 2)):
+            at = {"H": [number[0], at[1]], "V": [at[0], number[0]]}.get(letter, list(number))
+            found.append([int(one * 10 + (1e-6 if one > 0 else -1e-6)) for one in at])
+    return found
+
+
+def test_a_short_picture_draws_the_same(job, monkeypatch):
+    """Only spaces, names of groups and digits are gone: no group lost what it is for, no corner moved."""
+    whole, short = [], report._short
+    monkeypatch.setattr(report, "_short", lambda svg: whole.append(svg) or short(svg))
+    opt, result, videos, maps_of = job
+    result.ground_truth["4"][0] = (20.0, 40.0, "a > < b &c  d")
+    pictures = Page(written(opt, result, videos, maps_of)).pictures
+    assert len(whole) == len(pictures)
+    for before, after in zip(whole, pictures):
+        assert drawn(before) == drawn(after.encode())
+        assert len(after) < 0.9 * len(before)
 
 
 def test_names_are_escaped(job):

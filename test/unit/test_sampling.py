@@ -32,16 +32,15 @@ def test_a_longest_duration_leaves_out_the_longer_proposals(max_duration):
 
 
 def test_weights_tell_the_options_and_the_layout(rng):
-    for _ in range(60):
+    for trial in range(30):
         scale, samples, bins = (int(rng.choice(choice)) for choice in (
             [7, 10, 20, 33, 50], [2, 3, 4, 8, 16, 32], [1, 2, 3, 4, 5, 8]))
         ratio = float(rng.choice([0, 0.1, 0.25, 0.5, 0.75, 1, 0.3333]))
         layout = str(rng.choice(["reference", "mmaction2"]))
         mask = whole_mask(scale, samples, bins, ratio, layout).reshape(scale, -1)
-        for dtype in (np.float32, np.float16):
-            told = told_by_mask(mask.astype(dtype).astype(np.float32))
-            assert told == {"temporal_scale": scale, "num_sample": samples, "num_sample_perbin": bins,
-                            "prop_boundary_ratio": pytest.approx(ratio, abs=1e-3), "layout": layout}
+        told = told_by_mask(mask.astype((np.float32, np.float16)[trial % 2]).astype(np.float32))
+        assert told == {"temporal_scale": scale, "num_sample": samples, "num_sample_perbin": bins,
+                        "prop_boundary_ratio": pytest.approx(ratio, abs=1e-3), "layout": layout}
 
 
 @pytest.mark.parametrize("mask", [np.zeros((7, 3 * 49)), np.ones((7, 3 * 49)), np.full((7, 3 * 49), np.nan),

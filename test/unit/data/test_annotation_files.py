@@ -7,6 +7,7 @@ import pytest
 
 from bmn.data.annotations import Annotations, Video, read_videos, remarks, same_subset, scaled_lengths
 from bmn.data.ground_truth import ground_truth_of, read_ground_truth
+from bmn.data.odd_annotations import odd_annotations
 from bmn.errors import UserError
 from bmn.options import with_defaults
 from dataset import Labels
@@ -197,7 +198,7 @@ def test_thumos14_trains_on_validation_and_tests_on_test(shared, somewhere):
     assert (len(train), len(test)) == (200, 210)
     assert train["video_validation_0000051"].seconds == 169.79 and "video_test_0000004" in test
     lines = remarks(annotations, [train, test])
-    assert lines == ["8 actions lie outside their video: they get no labels, and count as missed in the evaluation "
+    assert lines == ["8 actions outside the video: no labels, and counted as missed in the evaluation "
                      "(video_validation_0000364, video_validation_0000856, video_test_0000814, ...)"]
     with pytest.raises(UserError, match=r"--training_subset training: .*no video of that subset, but of 'Test', 'Val"):
         read_videos(dict(opt, training_subset="training"), "train")
@@ -230,7 +231,7 @@ def test_blocked_videos_are_left_out_everywhere(somewhere, rng, text):
     annotations = Annotations(opt)
     assert list(annotations.subset("train")) == wanted
     assert remarks(annotations, [annotations.subset("train")])[0] == (
-        "--blocked blocked: 2 of its 3 videos are in the annotations and are left out")
+        "--blocked blocked: leaves out the 2 of its 3 videos that the annotations have")
     truth = ground_truth_of(opt, lambda line: None)
     assert truth.videos == len(wanted) and not {"video_03", "video_06"} & set(truth.actions)
     given = ground_truth_of(dict(opt, ground_truth="database.json"))
@@ -257,8 +258,8 @@ def test_actions_that_are_reversed_or_outside_are_told_and_get_no_labels(somewhe
     for one, other in zip(Labels(10)(video), Labels(10)(Video(10.0, 10.0, 10.0, [(2.0, 3.0, "0"), (9.0, 10.0, "0")]))):
         np.testing.assert_array_equal(one, other)
     lines = remarks(annotations, [annotations.subset("train")])
-    assert lines == ["1 actions end before they start and are left out (a)",
-                     "2 actions lie outside their video: they get no labels, and count as missed in the evaluation (a)"]
+    assert lines == ["1 action with an end before the start: left out (a)",
+                     "2 actions outside the video: no labels, and counted as missed in the evaluation (a)"]
 
 
 def test_features_that_cover_another_length_are_told(somewhere):
@@ -267,8 +268,8 @@ def test_features_that_cover_another_length_are_told(somewhere):
         for name, frames in (("a", 296), ("b", 250), ("c", 320), ("d", 286))}))
     annotations = Annotations(with_defaults({"video_anno": "anno.json"}))
     line, = remarks(annotations, [annotations.subset("train")])
-    assert line.startswith("the features of 2 of 4 videos cover less than 95 % or more than 105 % of them (the worst: "
-                           "b, 83 %)")
+    assert line.startswith("2 videos with features for less than 95 % or more than 105 % of the length: ")
+    assert line.endswith("the worst: b, 83 % (b, c)")
 
 
 @pytest.mark.parametrize("name, content, words", [
@@ -293,3 +294,33 @@ def test_a_video_in_two_files_is_refused(somewhere):
         (somewhere / name).write_text(json.dumps({video: {"duration_second": 1, "subset": "train"}}))
     with pytest.raises(UserError, match=r"one\.json and two\.json both annotate video a"):
         read_videos({"video_anno": ["one.json", "two.json"]}, "train")
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"\xff\xfe\x00v", "is no text .*: give a file with the name of a video on each line"),
+    (b'{"v_a": 1}', "is JSON, but no list of names"), (b'["v_a", 3]', "is JSON, but no list of names")])
+def test_what_is_no_list_of_blocked_videos_is_refused(somewhere, content, words):
+    (somewhere / "blocked").write_bytes(content)
+    (somewhere / "anno.json").write_text('{"v_a": {"duration_second": 3}}')
+    with pytest.raises(UserError, match="--blocked blocked " + words):
+        Annotations(with_defaults({"video_anno": "anno.json", "blocked": "blocked"}))
+
+
+def test_the_odd_of_a_run_is_among_what_is_odd(somewhere, rng):
+    """A run says what bends its figures, check_data.py all of it, in the same words; each line counts what it names."""
+    data = random_data(rng)
+    opt = with_defaults(dict(write_official_form(somewhere, data, rng), validation_subset="training"))
+    annotations = Annotations(opt)
+    subsets = [annotations.subset("train"), annotations.subset("validation")]
+    lines = remarks(annotations, subsets)
+    count = len(subsets[0])
+    assert lines[0].startswith("%d videos in both subsets: the figures are also those of videos that" % count)
+    found = odd_annotations(annotations, subsets)
+    assert set(lines) <= set(map(str, found)) and all(one.names for one in found)
+    assert not remarks(annotations, subsets[:1]) or "both subsets" not in remarks(annotations, subsets[:1])[0]
+
+
+def test_a_subset_that_cannot_be_used_is_none(somewhere, rng):
+    opt = with_defaults(write_official_form(somewhere, random_data(rng), rng))
+    assert Annotations(opt).subset_or_none("no such") is None
+    assert Annotations(opt).subset_or_none("train") == read_videos(opt, "train")

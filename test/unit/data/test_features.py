@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import small_data
+import torch
 from conftest import ROOT
 
 from bmn.data.feature_files import read_csv
-from bmn.data.features import check_features, open_features, open_source
+from bmn.data.features import check_features, open_features, open_source, say_how_files_are_read
 from bmn.data.packed_features import stored_name
 from bmn.errors import UserError
 from bmn.options import with_defaults
@@ -104,7 +105,7 @@ def test_a_square_table_is_read_from_csv_only(tmp_path):
     np.testing.assert_array_equal(source.read("v_b"), square.T.astype(np.float32))
     with pytest.raises(UserError) as error:
         source.read("v_a")
-    says(error, "v_a.npy", "it is unknown which axis is time", "CSV")
+    says(error, "v_a.npy", "nothing beside it shows which axis is time", "CSV")
 
 
 def test_a_csv_file_of_the_other_orientation_is_refused(tmp_path):
@@ -409,7 +410,7 @@ def test_a_packed_file_and_hdf5_know_a_video_with_and_without_the_prefix(tmp_pat
 @pytest.mark.parametrize("files,parts", [
     (["a.npy", "b.npy"], ["12 of 12", "it has those of 2 videos (a, b)", "with or without v_"]),
     (["a.mp4", "b.mp4", "raw.zip", "extra/x.npy"],
-     ["it holds 2 files .mp4 (a.mp4, b.mp4), 1 files .zip (raw.zip), the folders extra",
+     ["it holds 2 files .mp4 (a.mp4, b.mp4), 1 file .zip (raw.zip), the folders extra",
       ".csv, .npy, .npz, .pt, .pkl"]),
     ([], ["it is empty"])])
 def test_the_message_about_missing_features_says_what_is_there(tmp_path, files, parts):
@@ -480,10 +481,126 @@ def test_an_extracted_table_of_as_many_rows_as_numbers_is_no_riddle(tmp_path):
     """read() and rows() agree: what tools/extract_features.py wrote has a row for each snippet."""
     table = small_data.table("v_a", 6, 6).astype(np.float32)
     np.save(str(tmp_path / "v_a.npy"), table)
-    with pytest.raises(UserError, match="it is unknown which axis is time"):
+    with pytest.raises(UserError, match="nothing beside them shows which axis is time"):
         source_of(tmp_path, window=4).rows("v_a")
     (tmp_path / "videos.csv").write_text("video,seconds,frames,fps,snippets,stride\nv_a,4,96,25,6,16\n")
     (tmp_path / "features.json").write_text("{}")
     source = source_of(tmp_path, window=4)
     assert source.rows("v_a") == 6
     np.testing.assert_array_equal(source.read("v_a"), table.T)
+
+
+def save_tables(folder, form, tables):
+    """Write {name: table} in a form, and return the --data_path."""
+    if form in (".npy", ".pt"):
+        for name, table in tables.items():
+            np.save(str(folder / (name + form)), table) if form == ".npy" else torch.save(
+                {"feats": torch.from_numpy(table)}, str(folder / (name + form)))
+        return folder
+    path = str(folder / ("all" + form))
+    if form == ".h5":
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            for name, table in tables.items():
+                file[name] = table[None]                # an axis of length 1 is no axis of a table
+    else:
+        pytest.importorskip("safetensors.numpy").save_file(tables, path)
+    return path
+
+
+@pytest.mark.parametrize("form", [".npy", ".pt", ".h5", ".safetensors"])
+def test_the_other_tables_show_which_axis_of_a_square_one_is_time(tmp_path, rng, form):
+    for trial, by_row in enumerate((True, False, True, False)):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        lengths = [6, *rng.randint(1, 12, 3).tolist(), 7]
+        tables = {"v_%d" % number: rng.rand(lengths[number], 6).astype(np.float32) for number in rng.permutation(5)}
+        stored = {name: np.ascontiguousarray(table if by_row else table.T) for name, table in tables.items()}
+        source = source_of(save_tables(folder, form, stored), window=4)
+        for name, table in tables.items():
+            assert source.rows(name) == len(table)
+            np.testing.assert_array_equal(source.read(name), table.T)
+
+
+@pytest.mark.parametrize("form", [".npy", ".pt", ".h5", ".safetensors"])
+@pytest.mark.parametrize("others", [[], [(6, 6)], [(9, 6), (6, 7)]])
+def test_a_square_table_is_refused_where_the_others_show_nothing(tmp_path, rng, form, others):
+    tables = {"v_%d" % number: rng.rand(*shape).astype(np.float32) for number, shape in enumerate([(6, 6), *others])}
+    with pytest.raises(UserError, match="shows which axis is time"):
+        source_of(save_tables(tmp_path, form, tables), window=4).read("v_0")
+
+
+def test_files_that_cannot_be_read_and_extracted_ones_say_nothing_about_a_square_table(tmp_path):
+    square = small_data.table("v_a", 6, 6).astype(np.float32)
+    np.save(str(tmp_path / "v_a.npy"), square)
+    (tmp_path / "v_b.npy").write_bytes(b"no array")
+    np.save(str(tmp_path / "v_c.npy"), np.zeros(7, np.float32))
+    (tmp_path / "train").mkdir()
+    np.save(str(tmp_path / "train" / "v_d.npy"), np.zeros((9, 6), np.float32))
+    for name, text in (("videos.csv", "video,seconds,frames,fps,snippets,stride\n"), ("features.json", "{}")):
+        (tmp_path / "train" / name).write_text(text)
+    with pytest.raises(UserError, match="shows which axis is time"):
+        source_of(tmp_path, window=4).read("v_a")
+    np.save(str(tmp_path / "v_e.npy"), np.zeros((6, 3), np.float32))
+    np.testing.assert_array_equal(source_of(tmp_path, window=4).read("v_a"), square)
+
+
+def test_a_video_that_is_not_there_is_said_by_every_source(tmp_path):
+    np.save(str(tmp_path / "v_a.npy"), TABLE)
+    with pytest.raises(UserError, match=r"video v_b has no features in .*: put v_b\.csv there"):
+        source_of(tmp_path).read("v_b")
+    source = source_of(tmp_path)
+    assert source.stamp("v_a")[0] > 480
+    os.remove(str(tmp_path / "v_a.npy"))
+    with pytest.raises(UserError, match=r"v_a\.npy cannot be read \(No such file"):
+        source.stamp("v_a")
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", path)
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match=r"feature folder .* cannot be read \(Permission denied\): check"):
+        source_of(tmp_path).names()
+
+
+def test_an_hdf5_file_needs_h5py_and_may_be_empty(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    path = str(tmp_path / "all.h5")
+    h5py.File(path, "w").close()
+    opt = with_defaults({"data_path": path, "temporal_scale": 10, "feat_dim": 6})
+    with pytest.raises(UserError, match=r"no features for 1 of 1 video in .*all\.h5 \(v_a\): it is empty"):
+        check_features(opt, ["v_a"], open_source(opt))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"all\.h5 is an HDF5 file: install h5py to read it"):
+        open_source(opt).names()
+
+
+@pytest.mark.parametrize("shape, rows", [((1, 9, 6), 9), ((6, 9, 1), 9), ((9, 6), 9), ((1, 6), 1)])
+def test_rows_are_counted_by_the_header(tmp_path, shape, rows):
+    np.save(str(tmp_path / "v_a.npy"), np.zeros(shape, np.float32))
+    assert source_of(tmp_path, window=4).rows("v_a") == rows == source_of(tmp_path, window=4).read("v_a").shape[1]
+
+
+def test_columns_that_are_filled_up_are_said(tmp_path):
+    np.save(str(tmp_path / "v_a.npy"), np.ones((9, 6), np.float32))
+    source, lines = source_of(tmp_path, window=4, feat_dim=8), []
+    say_how_files_are_read(source, ["v_x", "v_a"], lines.append)
+    assert source.read("v_a").shape == (8, 9) and len(lines) == 1
+    assert "the 6 columns of" in lines[0] and "filled up with zeros to --feat_dim 8" in lines[0]
+    assert source_of(tmp_path, window=4).remark("v_a") is None
+
+
+@pytest.mark.parametrize("text, words", [
+    ("unable to lock file, errno = 11", "is open in another process"),
+    ("file is already open for write (may use <h5clear file>)", "is open in another process"),
+    ("file signature not found", "is not a readable HDF5 file")])
+def test_what_h5py_says_is_told_apart(tmp_path, monkeypatch, text, words):
+    h5py = pytest.importorskip("h5py")
+
+    def fails(*_):
+        raise OSError(text)
+    (tmp_path / "all.h5").write_bytes(b"content")
+    monkeypatch.setattr(h5py, "File", fails)
+    with pytest.raises(UserError) as error:
+        source_of(tmp_path / "all.h5").names()
+    says(error, words, text)

@@ -54,21 +54,23 @@ def test_blocks_are_the_same_for_any_number_of_ranks(count):
         assert merged == alone
 
 
-@pytest.mark.parametrize("windows", [[1] * 40, [3, 20, 1, 1, 40, 2], [200], [16] * 5, [15, 1, 1]])
+@pytest.mark.parametrize("windows", [[1] * 40, [3, 20, 1, 1, 40, 2], [200], [16] * 5, [15, 1, 1], [2] * 99])
 def test_no_video_is_split_over_ranks(windows):
     alone = video_blocks(windows)
     assert sum(alone.values(), []) == list(range(sum(windows)))
     assert all(1 <= len(block) <= BLOCK for block in alone.values())
     video_of = [video for video, count in enumerate(windows) for _ in range(count)]
     for world_size in (1, 2, 3, 8):
-        merged, owner = {}, {}
+        merged, owner, shares = {}, {}, []
         for rank in range(world_size):
             blocks = video_blocks(windows, rank, world_size)
             assert not set(blocks) & set(merged)
             merged.update(blocks)
+            shares.append(len(sum(blocks.values(), [])))
             for window in sum(blocks.values(), []):
                 assert owner.setdefault(video_of[window], rank) == rank
         assert merged == alone
+        assert max(shares) - min(shares) < BLOCK + max(windows)         # no rank does the work of the others
     if set(windows) == {1}:
         assert list(alone.values()) == list(rank_blocks(len(windows)).values())
 

@@ -190,6 +190,36 @@ def test_a_barrier_waits_for_the_last(launch, monkeypatch, tmp_path):
     assert [(rank.ended(), rank.text) for rank in launch(come_late_in_turn, 3)] == [(0, "")] * 3
 
 
+def gather_late_in_turn(runtime):
+    """HCCL and NCCL give up on a collective that starts minutes apart, so none begins before the last is there."""
+    collective = runtime._all_gather
+    for late in range(3):
+        name = "%s.%d" % (os.environ["NOTES"], late)
+        if runtime.rank == late:
+            time.sleep(0.3)
+            open(name, "w").close()
+        runtime._all_gather = lambda tensor, name=name: (
+            collective(tensor) if os.path.exists(name) else sys.exit("early"))
+        assert runtime.gather(runtime.rank) == [0, 1, 2]
+
+
+def test_no_exchange_begins_before_the_last_is_there(launch, monkeypatch, tmp_path):
+    monkeypatch.setenv("NOTES", str(tmp_path / "late"))
+    assert [(rank.ended(), rank.text) for rank in launch(gather_late_in_turn, 3)] == [(0, "")] * 3
+
+
+def be_guarded_again_and_again(runtime):
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(3):
+        peers._Guard(runtime.rank).dismiss()
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_guard_leaves_no_file_open(launch):
+    rank, = launch(be_guarded_again_and_again, 1)
+    assert (rank.ended(), rank.text) == (0, "")
+
+
 @pytest.mark.parametrize("late", [0, 2])
 def test_leaving_in_any_order_is_no_failure(launch, late):
     def task(runtime):

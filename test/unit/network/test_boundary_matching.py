@@ -198,3 +198,11 @@ def test_the_weights_do_not_depend_on_how_many_are_computed_at_once(monkeypatch,
 def test_a_ratio_that_leaves_no_point_is_refused():
     with pytest.raises(UserError, match="--prop_boundary_ratio 16 with 2 points leaves no point"):
         sampling.sampling_weights(2, 1, 2, 16.0)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_bags_have_the_shortest_indices_that_pytorch_takes(monkeypatch, taken):
+    monkeypatch.setattr(boundary_matching, "_has_bags",
+                        lambda kind, dtype, index=torch.int64: taken or index == torch.int64)
+    for index, offset, _ in BoundaryMatching(5, 2, 1, 0.5, "bags").bags(torch.zeros(1)):
+        assert index.dtype == offset.dtype == (torch.int32 if taken else torch.int64)

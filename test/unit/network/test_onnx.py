@@ -147,6 +147,17 @@ def test_outputs_are_also_looked_at_when_they_come(tmp_path, network):
     assert "gives end of shape [11] for a video, but [12] is needed" in refusal(served, torch.zeros(2, 8, 12))
 
 
+def test_an_exported_file_runs_on_the_cpu_alone(tmp_path, network, monkeypatch):
+    """Whatever else onnxruntime was built with, which would round in another way."""
+    import onnxruntime
+    asked, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **more: asked.append(more) or session(
+        *args, **more))
+    export_onnx.export(network, str(tmp_path / "bmn.onnx"), 0, 11, "old")
+    onnx_network.OnnxNetwork(str(tmp_path / "bmn.onnx"))
+    assert [one["providers"] for one in asked] == [["CPUExecutionProvider"]]
+
+
 def test_a_fixed_batch_serves_any_number_of_videos(tmp_path, network):
     path = str(tmp_path / "bmn.onnx")
     export_onnx.export(network, path, 3, 11, "old")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from bmn.data.annotations import Video
 from bmn.errors import UserError
 from bmn.results import figures
 
@@ -75,14 +76,20 @@ def test_recall_against_tiou(rng):
         np.testing.assert_array_equal(line.get_ydata(), recall[:, number - 1])
 
 
-def test_training_curve():
+@pytest.mark.parametrize("first, count", [(0, 3), (0, 1), (7, 1), (3, 2), (0, 40)])
+def test_training_curve(first, count):
     parts = ("total", "tem", "pem_reg", "pem_cls")
-    epochs = [{"epoch": epoch, "train": dict.fromkeys(parts, 3.0 - epoch),
-               "validation": dict.fromkeys(parts, 4.0 - epoch)} for epoch in range(3)]
-    figure = figures.training_curve(epochs)
+    numbers = np.arange(first, first + count)
+    figure = figures.training_curve([
+        {"epoch": epoch, "train": dict.fromkeys(parts, 3.0 - epoch), "validation": dict.fromkeys(parts, 4.0 - epoch)}
+        for epoch in numbers.tolist()])
+    figure.canvas.draw()
     assert len(figure.axes) == 4
     for axes in figure.axes:
-        np.testing.assert_array_equal([line.get_ydata() for line in axes.get_lines()], [[3, 2, 1], [4, 3, 2]])
+        np.testing.assert_array_equal([line.get_ydata() for line in axes.get_lines()], [3.0 - numbers, 4.0 - numbers])
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]         # whole epochs, and at least one
+        assert ticks and set(ticks) <= set(numbers) and low < first and numbers[-1] < high
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.png", "c.pdf", "d.svg", "e"])
@@ -119,3 +126,20 @@ if sys.argv[2] == "TkAgg":
     subprocess.run([sys.executable, "-c", program, root, backend], check=True,
                    env=dict(os.environ, MPLBACKEND=backend))
     assert isinstance(figures.new_figure((1, 1)).canvas, FigureCanvasAgg)
+
+
+def test_lengths_of_videos_and_actions_are_counted(rng):
+    """Each curve is a distribution in percent; what has no length is left out, a subset without actions too."""
+    videos = {"v_%d" % number: Video(seconds, seconds, seconds, [(1.0, 1.0 + length, "a"), (2.0, 2.0, "b")])
+              for number, (seconds, length) in enumerate(rng.uniform(5, 500, (30, 2)).tolist())}
+    empty = {"v_x": Video(7.0, 7.0, 7.0)}
+    figure = figures.lengths({"train": videos, "validation": empty})
+    assert [axes.get_xlabel().split(" (")[0] for axes in figure.axes] == [
+        "length of a video", "length of an action", "length of an action"]
+    drawn = [[patch.get_xy()[:, 1] for patch in axes.patches] for axes in figure.axes]
+    assert [len(patches) for patches in drawn] == [2, 1, 1]
+    for patches in drawn:
+        for heights in patches:
+            assert heights[1:-1:2].sum() == pytest.approx(100)
+    assert all(axes.get_xscale() == "log" for axes in figure.axes)
+    assert not any(axes.patches for axes in figures.lengths({"train": {}}).axes)

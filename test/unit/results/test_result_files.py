@@ -57,3 +57,9 @@ def test_a_file_without_proposals_is_refused(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(UserError, match=r"result\.json holds no proposal"):
         result_files.read_proposals(str(tmp_path / "result.json"))
+
+
+def test_a_label_that_is_none_is_refused(tmp_path):
+    (tmp_path / "r.json").write_text('{"results": {"a": [{"score": 1, "segment": [1, 2], "label": [3]}]}}')
+    with pytest.raises(UserError, match=r"result file .*r\.json: label \[3\] is neither text nor a whole number"):
+        result_files.read_detections(str(tmp_path / "r.json"))

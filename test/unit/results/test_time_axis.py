@@ -148,7 +148,7 @@ def test_noise_is_not_blown_up(rng, level, noise, scale):
 @pytest.mark.parametrize("count", [1, 3, time_axis.RINGS, time_axis.RINGS + 1, 300])
 def test_marks_of_the_truth_lie_within_the_map(rng, count):
     truth = many(rng, count)
-    truth[0], truth[-1] = (-20.0, 950.0, "a"), (880.0, 990.0, "b")
+    truth[0], truth[-1] = (-20.0, 950.0, "a"), (899.0, 990.0, "b")
     figure = time_axis.prediction_in_two(900.0, *MAPS, NOTHING, truth)[1]
     figure.canvas.draw()
     axes, frame = figure.axes[0], figure.axes[0].get_window_extent()

@@ -41,14 +41,14 @@ def test_everything_that_is_wrong_is_listed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change,said", [
-    ({"annotations": []}, "1 videos have no action: all their labels are zero (v_b)"),
-    ({"annotations": [{"segment": [4, 4], "label": "x"}]}, "1 actions have no length: "),
-    ({"annotations": [{"segment": [5, 4], "label": "x"}]}, "1 actions end before they start: they are left out"),
-    ({"annotations": [{"segment": [11, 14], "label": "x"}]}, "1 actions lie outside their video: they get no labels"),
-    ({"annotations": [{"segment": [9.7, 9.9], "label": "x"}]}, "1 actions begin after the end of their features"),
-    ({"annotations": [{"segment": [2, 19], "label": "x"}]}, "1 actions end more than a second after"),
-    ({"annotations": [{"segment": [2, 4]}]}, "1 actions have no label"),
-    ({"feature_frame": 16}, "1 videos have features for less than 95 % or more than 105 %"),
+    ({"annotations": []}, "1 video without actions: all labels are zero (v_b)"),
+    ({"annotations": [{"segment": [4, 4], "label": "x"}]}, "1 action without length: "),
+    ({"annotations": [{"segment": [5, 4], "label": "x"}]}, "1 action with an end before the start: left out"),
+    ({"annotations": [{"segment": [11, 14], "label": "x"}]}, "1 action outside the video: no labels"),
+    ({"annotations": [{"segment": [9.7, 9.9], "label": "x"}]}, "1 action with a start after the end of the features"),
+    ({"annotations": [{"segment": [2, 19], "label": "x"}]}, "1 action with an end more than a second after"),
+    ({"annotations": [{"segment": [2, 4]}]}, "1 action without a label"),
+    ({"feature_frame": 16}, "1 video with features for less than 95 % or more than 105 %"),
 ])
 def test_what_is_odd_is_counted_and_is_no_error(tmp_path, capsys, change, said):
     opt = small_data.make(tmp_path)
@@ -61,7 +61,7 @@ def test_what_is_odd_is_counted_and_is_no_error(tmp_path, capsys, change, said):
         handle.write("v_a,training\n")
     run(opt)
     out = capsys.readouterr().out
-    assert said in out and "1 videos are listed more than once: they count once (v_a)" in out
+    assert said in out and "1 video listed more than once: counted once (v_a)" in out
 
 
 def check_windows(opt, *more):

@@ -178,7 +178,7 @@ def test_all_figures_are_those_of_an_evaluation_of_each_file(capsys):
         text = handle.read()
     page = Tables(text)
     assert page.fetched == [] and "url(" not in text and "<script" not in text
-    assert "A: 1 of 9 videos have no proposals, and count as missed" in text
+    assert "A: no proposals for 1 of 9 videos: counted as missed" in text
     assert "B: 2 proposals of videos that are not measured count in the average number" in text
     assert page.headings[:4] == ["Figures", "By length", "By class", "Actions that differ most"]
     assert "Ballet &lt;i&gt;" in text and "Ballet <i>" not in text

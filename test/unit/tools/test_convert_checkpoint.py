@@ -96,3 +96,12 @@ def test_another_network_is_refused(tmp_path, convert):
     torch.save({"fc.weight": torch.zeros(3)}, str(tmp_path / "x"))
     with pytest.raises(UserError, match="lacks"):
         convert(tmp_path / "x", tmp_path / "y", "--to", "reference")
+
+
+def test_a_longest_duration_has_no_place_in_the_reference_s_form(tmp_path, convert, network):
+    path, options = str(tmp_path / "short"), dict(SMALL, max_duration=5)
+    checkpoint.save(path, {"epoch": 1, "state_dict": BMN(options).state_dict(), "options": options, "optimizer": {}})
+    with pytest.raises(UserError, match="has no longest duration, but this network has --max_duration 5: give --to ou"):
+        convert(path, tmp_path / "y", "--to", "reference")
+    convert(path, tmp_path / "y", "--to", "ours")
+    assert checkpoint.read(str(tmp_path / "y"))["options"]["max_duration"] == 5

@@ -8,6 +8,7 @@ import pytest
 
 from bmn.data.annotations import read_videos
 from bmn.data.feature_files import write_csv
+from bmn.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,8 @@ def test_real_annotations_can_be_used(shared):
     subsets = [subset for subset, _, _ in videos.values()]
     assert len(videos) == 300 and {"training", "validation", "testing"} == set(subsets)
     assert subsets.count("training") > subsets.count("validation") > 40
+
+
+def test_more_videos_than_there_are_are_refused(shared):
+    with pytest.raises(UserError, match=r"--videos 99999 is more than the \d+ videos of .*: give a smaller number"):
+        sample.take_videos(shared + "/activitynet_annotations", 99999, 0)

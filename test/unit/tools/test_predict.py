@@ -221,6 +221,14 @@ def test_outputs_are_looked_at_before_the_network(network, tmp_path, monkeypatch
         run(monkeypatch, tmp_path, "v_a.csv", "--duration", "50", *options)
 
 
+def test_a_video_without_proposals_is_told(capsys):
+    video = Video(3.0, 3.0, 3.0)
+    predict.print_table("v_a", video, np.empty((0, 3)), 10)
+    predict.print_table("v_b", video, np.array([[0.5, 0.0, 1.0]]), 10)
+    of_a, of_b = capsys.readouterr().out.split("v_b")
+    assert "no proposals: it is so short" in of_a and "no proposals" not in of_b
+
+
 @pytest.mark.parametrize("files, videos", [
     (["a.mp4"], True), (["b/a.MKV", "actions.csv"], True), (["a.mp4", "a.npy"], False), (["a.mp4", "b.npy"], False),
     (["a.mp4", "a.csv"], False), (["a.csv"], False), ([], False)])
@@ -252,4 +260,4 @@ def test_the_page_of_features_names_the_videos_beside_it(network, tmp_path, monk
     assert [one["src"] for one in data] == ["../films/a.mp4", None]
     want = expected(network, features("v_a")) * [1, 50, 50]
     np.testing.assert_allclose(data[0]["proposals"], want, rtol=1e-4, atol=6e-4)
-    assert "1 of 2 videos have no file (v_b)" in capsys.readouterr().out
+    assert "no file for 1 of 2 videos (v_b)" in capsys.readouterr().out

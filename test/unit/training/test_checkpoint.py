@@ -162,12 +162,14 @@ def test_names_of_another_network_are_refused(tmp_path, network):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(tmp_path, network, number):
-    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    tensors["x_1d_e.2.bias"][0] = number
-    torch.save(tensors, str(tmp_path / "x.pth"))
-    sentence = refusal(load_network, str(tmp_path / "x.pth"), BMN(SMALL))
-    assert "not finite (in x_1d_e.2.bias)" in sentence and str(tmp_path / "x.pth") in sentence
+def test_weights_that_are_not_finite_are_refused(tmp_path, network, rng, number):
+    """A single number is enough, in a tensor of one or of many."""
+    for broken in ("x_1d_e.2.bias", *rng.choice(list(network.state_dict()), 3)):
+        tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        tensors[broken].view(-1)[rng.randint(tensors[broken].numel())] = number
+        torch.save(tensors, str(tmp_path / "x.pth"))
+        sentence = refusal(load_network, str(tmp_path / "x.pth"), BMN(SMALL))
+        assert "not finite (in %s)" % broken in sentence and str(tmp_path / "x.pth") in sentence
 
 
 # Writing

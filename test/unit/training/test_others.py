@@ -10,6 +10,7 @@ from oracles import by_duration, network_by_definition, sampling_weights_by_defi
 from test_checkpoint import SMALL, load_network, refusal, same
 from torch.nn import functional as F
 
+from bmn.errors import UserError
 from bmn.options import NETWORK_OPTIONS
 from bmn.sampling import whole_mask
 from bmn.training import checkpoint, recorded
@@ -264,3 +265,12 @@ def test_what_a_training_framework_keeps_beside_the_weights_is_left_out(tmp_path
                             "state_dict": dict(tensors, sample_mask=mask())})
     assert state["origin"] == "mmaction2" and any("left out" in line for line in checkpoint.remarks(state))
     assert same({name: state["state_dict"][name] for name in tensors}, tensors)
+
+
+def test_an_option_of_another_type_in_a_checkpoint_is_refused():
+    state = {"path": "x.pth", "options": dict(temporal_scale=10, feature_stride=["5f"], max_duration=10)}
+    with pytest.raises(UserError, match=r"x\.pth is damaged \(its option feature_stride is a list\)"):
+        recorded.check_options(state, {"feature_stride": "5f"})
+    recorded.check_options(state, {"max_duration": 0})      # as long as the video is no limit
+    with pytest.raises(UserError, match="was made with --max_duration 0, but here it is 4"):
+        recorded.check_options(state, {"max_duration": 4})

@@ -8,6 +8,7 @@ import torch
 from test_checkpoint import refusal
 from test_training import new_run, record, train
 
+from bmn.errors import UserError
 from bmn.options import BEST
 from bmn.training import checkpoint, run_folder
 
@@ -96,3 +97,13 @@ def test_the_network_of_another_run_is_not_evaluated(folders):
     run_of(there, [0.25])
     shutil.copy(str(there / BEST), str(here / BEST))
     assert "is not the best network of this run" in refusal(run_folder.check_is_of, best_of(here), ours.best_record)
+
+
+def test_an_epoch_goes_on_with_the_same_videos_only(monkeypatch):
+    names = ["v_a", "v_b"]
+    run_folder.check_same_videos(None, names)
+    begun = {"videos": run_folder._digest(names)}
+    run_folder.check_same_videos(begun, names)
+    for others in (["v_b", "v_a"], ["v_a"], ["v_a", "v_b", "v_c"], ["v_av_b"], []):
+        with pytest.raises(UserError, match="goes on within an epoch, but the training videos are others now"):
+            run_folder.check_same_videos(begun, others)

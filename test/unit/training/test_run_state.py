@@ -54,6 +54,10 @@ SPOILT = {
     "moments that are a list": lambda state: state["optimizer"]["state"].update({third(state): [1]}),
     "a weight that is named twice": lambda state: state["optimizer"]["param_groups"][0].update(
         params=[third(state)] * len(state["optimizer"]["param_groups"][0]["params"])),
+    "a weight whose name is a list": lambda state: state["optimizer"]["param_groups"][0]["params"].__setitem__(2, [2]),
+    "a weight whose name is text": lambda state: (
+        state["optimizer"]["state"].update(x=state["optimizer"]["state"].pop(third(state))),
+        state["optimizer"]["param_groups"][0]["params"].__setitem__(2, "x")),
     "two groups": lambda state: state["optimizer"]["param_groups"].append({}),
     "another weight decay": lambda state: state["optimizer"]["param_groups"][0].update(weight_decay=0.5),
     "other betas": lambda state: state["optimizer"]["param_groups"][0].update(betas=(0.5, 0.5)),
@@ -92,7 +96,7 @@ def within(**other):
 
 @pytest.mark.parametrize("other", [
     {"steps": 0}, {"steps": True}, {"timing": {"samples": 8}}, {"losses": []}, {"losses": [torch.ones(3, 4)]},
-    {"losses": [torch.full((2, 4), NAN)]}, {"videos": 5}])
+    {"losses": [torch.full((2, 4), NAN)]}, {"losses": [torch.tensor([[1, 1, 1, 1], [1, 1, NAN, 1]])]}, {"videos": 5}])
 def test_an_epoch_begun_is_checked_too(state, other):
     new_run().load_state_dict(dict(state, within_epoch=within()))
     assert "of an epoch begun" in refusal(new_run().load_state_dict, dict(state, within_epoch=within(**other))) or (

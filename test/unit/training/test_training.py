@@ -102,6 +102,8 @@ def test_the_best_epoch_has_the_lowest_loss():
 
 @pytest.mark.parametrize("spoil", [
     lambda training: training.network.x_2d_p[6].bias.data.fill_(float("nan")),
+    lambda training: training.network.x_1d_b[2].weight.data.view(-1)[7].fill_(float("-inf")),      # one of many
+    lambda training: next(iter(training.optimizer.state.values()))["exp_avg"].view(-1)[-1].fill_(float("nan")),
     lambda training: next(iter(training.optimizer.state.values()))["exp_avg_sq"].fill_(float("inf"))])
 def test_a_training_that_has_failed_is_not_saved(spoil):
     training = new_run()

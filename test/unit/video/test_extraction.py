@@ -183,7 +183,7 @@ def test_numbers_that_are_not_finite_are_a_flaw(tmp_path):
 def test_a_video_whose_rows_cover_little_of_it_is_named(tmp_path):
     clips.write(tmp_path / "a.mp4", 31)
     found = features(tmp_path / "a.mp4", recipe())
-    assert "31 frames are 1 snippet of 16, which cover 52 %" in found.remark
+    assert "only 52 % of its 31 frames lie in snippets of 16" in found.remark
     clips.write(tmp_path / "b.mp4", 9)
     found = features(tmp_path / "b.mp4", recipe())
     assert found.remark == "" and (found.length.snippets, found.length.stride) == (1, 9)
