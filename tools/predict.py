@@ -71,7 +71,7 @@ from bmn import extracted
 from bmn.data.annotation_files import length_in_seconds, read_annotation_files
 from bmn.data.annotations import Video, read_actions, read_entry
 from bmn.data.array_files import ARRAY_EXTENSIONS
-from bmn.data.feature_files import as_rows, few, filled_up, scale_of
+from bmn.data.feature_files import as_rows, few, filled_columns, filled_up, own_columns, scale_of
 from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
 from bmn.data.loaders import BLOCK
 from bmn.data.windows import cut, joined, margin_of, padded, with_stride
@@ -203,10 +203,10 @@ def _read_length_list(path):
                         % (path, error)) from None
 
 
-def read_features(source: Any, name: str, video: Video, opt: dict,
+def read_features(source: Any, name: str, video: Video, opt: dict, columns_of_all: int,
                   length: Optional[extracted.Length] = None) -> np.ndarray:
     """float32 [C, T] of a video, rescaled where its table is of another length, or where videos.csv has its ``length``;
-    for windows [C, rows] as they are.
+    for windows [C, rows] as they are. ``columns_of_all`` is what own_columns returned of the first video.
 
     Raises:
         UserError: the features cannot be used.
@@ -216,15 +216,12 @@ def read_features(source: Any, name: str, video: Video, opt: dict,
     table, rows_are_time = source.table(name)
     rows, columns = table.shape
     scale = opt["temporal_scale"]
-    where = "features of %s in %s" % (name, source.path)
-    if length:
-        raw = as_rows(table, rows_are_time, opt["feat_dim"], where)
-        return np.ascontiguousarray(rescale_extracted(raw, length, scale).T, np.float32)
-    if scale == (rows if rows_are_time or columns == opt["feat_dim"] else columns):
+    if not length and scale == (rows if rows_are_time or columns == opt["feat_dim"] else columns):
         return source.read(name)
-    raw = as_rows(table, rows_are_time, opt["feat_dim"], where)
-    rescaled = rescale_snippets(raw, len(raw) * SNIPPET, video.seconds, scale, SNIPPET)
-    return np.ascontiguousarray(rescaled.T, np.float32)
+    raw = as_rows(table, rows_are_time, columns_of_all, "features of %s in %s" % (name, source.path))
+    rescaled = rescale_extracted(raw, length, scale) if length else rescale_snippets(
+        raw, len(raw) * SNIPPET, video.seconds, scale, SNIPPET)
+    return np.ascontiguousarray(filled_columns(rescaled, opt["feat_dim"]).T, np.float32)
 
 
 def predict(network: BMN, runtime: Any, features: np.ndarray) -> Tuple[np.ndarray, ...]:
@@ -329,16 +326,19 @@ def main(args: argparse.Namespace) -> None:
         lengths = source.lengths if hasattr(source, "lengths") else extracted.lengths_of(source.path, names)
         videos = read_lengths(args, names, lengths)
         say_how_files_are_read(source, names, print)
-        rows = {}
+        columns, rows = own_columns(source.table(names[0])[0].shape, opt["feat_dim"]), {}
+        if columns != opt["feat_dim"] and not opt["window"]:
+            print("the %d columns of %s are filled up with zeros to the %d of the network"
+                  % (columns, "the features" if len(names) > 1 else names[0], opt["feat_dim"]))
         for name in progress(names, "checking", len(names), "video"):   # a bad file shows before hours of work
-            rows[name] = read_features(source, name, videos[name], opt, lengths.get(name)).shape[1]
+            rows[name] = read_features(source, name, videos[name], opt, columns, lengths.get(name)).shape[1]
         margin = margin_of(opt)
         if opt["window"]:
             videos = with_stride(videos, rows, opt, margin, lengths)
         network.to(runtime.device).eval()
         found, curves = {}, {}
         for name in progress(names, "predicting", len(names), "video"):
-            features = read_features(source, name, videos[name], opt, lengths.get(name))
+            features = read_features(source, name, videos[name], opt, columns, lengths.get(name))
             if opt["window"]:
                 found[name], maps = predict_windows(network, runtime, features, name, opt, margin)
             else:

@@ -62,7 +62,7 @@ from scipy.interpolate import interp1d
 from bmn import extracted, parallel
 from bmn.data.annotation_files import ROWS, AnnotationFile, frame_count, read_annotation_files
 from bmn.data.annotations import read_entry
-from bmn.data.feature_files import as_rows, few, filled_columns, filled_up, write_csv
+from bmn.data.feature_files import as_rows, few, filled_columns, filled_up, own_columns, write_csv
 from bmn.data.features import EXTENSIONS, HDF5_EXTENSIONS, FolderFeatures, Hdf5Features, say_how_files_are_read
 from bmn.files import check_writable, inside, write_json
 from bmn.progress import progress
@@ -224,9 +224,10 @@ def prepare(source: Any, files: List[AnnotationFile], args: argparse.Namespace) 
     made_here = extracted.lengths_of(source.path, names)
     lengths = read_lengths(files, names, args.feature_fps) if files and not made_here else {}
     annotated = {video_id(name): name for file in files for name in file.videos}
-    feat_dim, origin = args.feat_dim, "--feat_dim is"
-    if not feat_dim:
-        feat_dim, origin = read_raw(source, names[0], 0, "").shape[1], "those of %s have C =" % names[0]
+    first = source.table(names[0])[0].shape
+    feat_dim, origin = own_columns(first, args.feat_dim or first[1]), "those of %s have C =" % names[0]
+    if feat_dim == args.feat_dim:
+        origin = "--feat_dim is"
     folder = os.path.join(args.output, "csv_mean_%d" % args.temporal_scale)
     if os.path.realpath(folder) == os.path.realpath(args.input):
         raise UserError("--output %s would put the rescaled features into %s, over the raw ones of --input: give "

@@ -111,7 +111,8 @@ def scale_of(opt: dict) -> int:
     return 0 if opt.get("window") else opt["temporal_scale"]
 
 
-def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim: int, where: str) -> np.ndarray:
+def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim: int, where: str,
+           columns_of_all: int = 0) -> np.ndarray:
     """float32 [C, T] from a table that is [T, C] or, where the rows are not known to be time, [C, T].
 
     Args:
@@ -119,13 +120,16 @@ def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim
         rows_are_time: whether the rows are known to be time.
         temporal_scale, feat_dim: T and C; T = 0: any number of rows, at their own rate.
         where: names the file in error messages.
+        columns_of_all: what :func:`own_columns` returned; it is used where T = 0.
 
     Raises:
         UserError: the table has another shape, it is unknown which axis is time, or a number is not finite in float32.
     """
     rows, columns = table.shape
     if not temporal_scale:
-        table = as_rows(table, rows_are_time, feat_dim, "the numbers of " + where).T
+        known = "--feat_dim is" if columns_of_all == feat_dim else "the first of them has C ="
+        table = as_rows(table, rows_are_time, columns_of_all, "the numbers of " + where, known)
+        table = filled_columns(table, feat_dim).T
         temporal_scale = table.shape[1]
     elif (rows, columns) == (temporal_scale, feat_dim):
         if rows == columns and not rows_are_time:
@@ -152,7 +156,7 @@ def as_rows(table: np.ndarray, rows_are_time: bool, feat_dim: int, where: str,
     Args:
         table: [rows, columns].
         rows_are_time: whether the rows are known to be time; otherwise the axis of length ``feat_dim`` is C.
-        feat_dim: C; 0 means the number of columns.
+        feat_dim: C, without columns of zeros; 0 means the number of columns.
         where: names the features in error messages.
         origin: says in error messages where C comes from.
 
@@ -161,8 +165,6 @@ def as_rows(table: np.ndarray, rows_are_time: bool, feat_dim: int, where: str,
     """
     if time_axis(table.shape, rows_are_time, feat_dim, where, origin):
         table = table.T
-    if feat_dim and table.shape[1] != feat_dim:
-        table = filled_columns(table, feat_dim)         # the network was trained on features that were filled up
     if not len(table) or not np.isfinite(table).all():
         raise UserError("%s are empty or hold a number that is not finite: extract this video again" % where)
     return table
@@ -180,8 +182,6 @@ def time_axis(shape: Sequence[int], rows_are_time: bool, feat_dim: int, where: s
     for axis in (0,) if rows_are_time else (0, 1):
         if shape[1 - axis] == feat_dim:
             return axis
-    if filled_up(columns) == feat_dim:
-        return 0
     raise UserError("%s have %s and %s, but %s %d: give the right --feat_dim, or extract all videos in the same way"
                     % (where, counted(rows, "row"), counted(columns, "column"), origin, feat_dim))
 
@@ -214,6 +214,18 @@ def _remedy(shape, temporal_scale):
 def filled_up(feat_dim: int) -> int:
     """The next multiple of 4 from C on: the first layer of the network has 4 groups of features."""
     return -(-feat_dim // GROUPS) * GROUPS
+
+
+def own_columns(shape: Sequence[int], feat_dim: int) -> int:
+    """How many columns the tables of a set have: C, or those of its first table, where C of them fill up to C.
+
+    All the others must have as many. Otherwise a video with columns missing would pass for one that was filled up.
+
+    Args:
+        shape: of the first table.
+        feat_dim: C of the network, a multiple of 4.
+    """
+    return shape[-1] if feat_dim not in shape and filled_up(shape[-1]) == feat_dim else feat_dim
 
 
 def filled_columns(table: np.ndarray, feat_dim: int) -> np.ndarray:

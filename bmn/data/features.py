@@ -9,7 +9,7 @@ import numpy as np
 
 from bmn.data.array_files import ARRAY_EXTENSIONS, array_shape, read_array
 from bmn.data.feature_cache import open_cache
-from bmn.data.feature_files import axis_by_others, few, fitted, index_column, read_csv, scale_of, time_axis
+from bmn.data.feature_files import axis_by_others, few, fitted, index_column, own_columns, read_csv, scale_of, time_axis
 from bmn.data.hdf5_features import Hdf5Features, stamp_of
 from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
@@ -187,7 +187,7 @@ class FolderFeatures:
 
     def __init__(self, path: str, temporal_scale: int, feat_dim: int, files: Optional[Dict[str, str]] = None):
         self.path, self.temporal_scale, self.feat_dim = path, temporal_scale, feat_dim
-        self._files, self._axes = files, {}
+        self._files, self._axes, self._columns = files, {}, None
 
     def names(self) -> Dict[str, str]:
         """{video: file name}. The folder is listed at the first call.
@@ -240,7 +240,15 @@ class FolderFeatures:
 
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its file cannot be used."""
-        return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "feature file " + self._path(name))
+        return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "feature file " + self._path(name),
+                      self.columns())
+
+    def columns(self) -> int:
+        """How many columns the files have, as :func:`own_columns` says; UserError where the first cannot be used."""
+        if self._columns is None:
+            first = min(self.names())
+            self._columns = own_columns(array_shape(self._path(first)) or self.table(first)[0].shape, self.feat_dim)
+        return self._columns
 
     def rows(self, name: str) -> int:
         """Number of rows of a video, or T; UserError where its file cannot be used."""
@@ -249,7 +257,7 @@ class FolderFeatures:
         if shape is None or len(shape) != 2:
             return self.read(name).shape[1]
         known = self._time_axis(path, shape) is not None        # then both axes are of the same length, or it is 0
-        return shape[time_axis(shape, known, self.feat_dim, "the numbers of feature file " + path)]
+        return shape[time_axis(shape, known, self.columns(), "the numbers of feature file " + path)]
 
     def _time_axis(self, path, shape):
         """The axis that is time in the array of a file, where more than its own shape shows it, else None: what our own
@@ -276,11 +284,9 @@ class FolderFeatures:
         if path.endswith(".csv") and index_column(path):
             return ("the first column of %s has no name: in each such file it is taken for an index and left out, if "
                     "it counts 0, 1, 2, ..." % path)
-        if not self.temporal_scale:
-            shape = array_shape(path) or self.table(name)[0].shape
-            if self.feat_dim and self.feat_dim not in shape:
-                return ("the %d columns of %s and of the others like it are filled up with zeros to --feat_dim %d"
-                        % (shape[-1], path, self.feat_dim))
+        if not self.temporal_scale and self.columns() != self.feat_dim:
+            return ("the %d columns of %s and of the others like it are filled up with zeros to --feat_dim %d"
+                    % (self.columns(), path, self.feat_dim))
         return None
 
     def _path(self, name):

@@ -6,7 +6,7 @@ from typing import Dict, List, Tuple
 import numpy as np
 
 from bmn.data.array_files import numbers, table_shape
-from bmn.data.feature_files import axis_by_others, few, fitted
+from bmn.data.feature_files import axis_by_others, few, fitted, own_columns
 from bmn.data.packed_features import stored_name
 from bmn.errors import UserError, first_line
 from bmn.inputs import check_input, check_size
@@ -22,7 +22,7 @@ class Hdf5Features:
 
     def __init__(self, path: str, temporal_scale: int, feat_dim: int):
         self.path, self.temporal_scale, self.feat_dim = path, temporal_scale, feat_dim
-        self._file = self._owner = self._names = None
+        self._file = self._owner = self._names = self._columns = None
         self._axes = {}
 
     def __getstate__(self):
@@ -103,7 +103,14 @@ class Hdf5Features:
 
     def read(self, name: str) -> np.ndarray:
         """float32 [C, T] of a video; UserError where its data set cannot be used."""
-        return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "%s: %s" % (self.path, name))
+        return fitted(*self.table(name), self.temporal_scale, self.feat_dim, "%s: %s" % (self.path, name),
+                      self.columns())
+
+    def columns(self) -> int:
+        """How many columns the tables have, as :func:`own_columns` says; UserError where the first cannot be used."""
+        if self._columns is None:
+            self._columns = own_columns(self.table(min(self.names()))[0].shape, self.feat_dim)
+        return self._columns
 
     def rows(self, name: str) -> int:
         """Number of rows of a video, or T; UserError where its data set cannot be used."""

@@ -11,7 +11,7 @@ import small_data
 import torch
 from conftest import ROOT
 
-from bmn.data.feature_files import read_csv
+from bmn.data.feature_files import read_csv, write_csv
 from bmn.data.features import check_features, open_features, open_source, say_how_files_are_read
 from bmn.data.packed_features import stored_name
 from bmn.errors import UserError
@@ -588,6 +588,24 @@ def test_columns_that_are_filled_up_are_said(tmp_path):
     assert source.read("v_a").shape == (8, 9) and len(lines) == 1
     assert "the 6 columns of" in lines[0] and "filled up with zeros to --feat_dim 8" in lines[0]
     assert source_of(tmp_path, window=4).remark("v_a") is None
+
+
+@pytest.mark.parametrize("kind", ["npy", "csv", "hdf5"])
+@pytest.mark.parametrize("widths", [(8, 6), (6, 8), (6, 7)])
+def test_a_video_that_lacks_columns_does_not_pass_for_one_that_is_filled_up(tmp_path, widths, kind):
+    tables = dict(zip(("v_a", "v_b"), (np.ones((9, width), np.float32) for width in widths)))
+    data = tmp_path / "data.h5" if kind == "hdf5" else tmp_path
+    if kind == "hdf5":
+        with pytest.importorskip("h5py").File(str(data), "w") as file:
+            for name, table in tables.items():
+                file[name] = table
+    for name, table in tables.items() if kind != "hdf5" else ():
+        (np.save if kind == "npy" else write_csv)(str(tmp_path / (name + "." + kind)), table)
+    source = source_of(data, window=4, feat_dim=8)
+    assert source.read("v_a").shape == (8, 9)
+    for read in (source.read, source.rows):
+        with pytest.raises(UserError, match="v_b.* 9 rows and %d columns, but .* %d: " % widths[::-1]):
+            read("v_b")
 
 
 @pytest.mark.parametrize("text, words", [

@@ -184,7 +184,7 @@ def test_raw_arrays_where_T_equals_C(rows, columns):
         def table(self, name):
             return (raw if rows == 30 else raw.T), False
 
-    got = predict.read_features(Source(), "v_a", Video(9.0, 9.0, 9.0), {"temporal_scale": 8, "feat_dim": 8})
+    got = predict.read_features(Source(), "v_a", Video(9.0, 9.0, 9.0), {"temporal_scale": 8, "feat_dim": 8}, 8)
     np.testing.assert_allclose(got.T, prepare_features.rescale_snippets(raw, 30 * 16, 9.0, 8), rtol=1e-6)
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import sys
@@ -109,7 +110,17 @@ def test_columns_are_filled_up_to_a_multiple_of_four(tmp_path, monkeypatch, caps
         got = read_csv(str(tmp_path / "csv_mean_10" / "v_a.csv"))
         np.testing.assert_allclose(got[:, :6], rescale_linearly(raw, 10), rtol=1e-11, atol=1e-11)
         assert got.shape == (10, 8) and not got[:, 6:].any()
-        assert ("give --feat_dim 8 to main.py" in capsys.readouterr().out) == (more != ["--feat_dim", 8])
+        assert "C = 6 was filled up with columns of zeros: give --feat_dim 8 to main.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--feat_dim", 8]])
+@pytest.mark.parametrize("widths", list(itertools.permutations([8, 7, 6])))
+def test_a_video_that_lacks_columns_does_not_pass_for_one_that_is_filled_up(tmp_path, monkeypatch, widths, more):
+    (tmp_path / "raw").mkdir()
+    for name, width in zip("abc", widths):
+        np.save(str(tmp_path / "raw" / name), np.ones((30, width)))
+    with pytest.raises(UserError, match="raw features of b in .*30 rows and %d columns, but .* %d: " % widths[1::-1]):
+        run(monkeypatch, "--input", tmp_path / "raw", "--output", tmp_path, "--method", "linear", *more)
 
 
 def test_raw_features_are_annotated_with_and_without_the_prefix(tmp_path, monkeypatch):
