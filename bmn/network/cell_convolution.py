@@ -186,7 +186,7 @@ class _Tile:
     def add_gradient(self, grad_columns, grad_rows):
         """Add [rows, 3*C] to [*, C], each to the row that it is a copy of."""
         index, offset = self.used_by
-        sums = F.embedding_bag(index, grad_columns.view(len(self.source_row), -1), offset, mode="sum")
+        sums = F.embedding_bag(index, grad_columns.reshape(len(self.source_row), -1), offset, mode="sum")
         grad_rows[self.sources] += sums[:-1]
         grad_rows[-1] += sums[-1]
 

@@ -78,7 +78,7 @@ def read(path: str, ema: bool = False) -> Dict[str, Any]:
     Raises:
         UserError: the file is missing, unreadable, truncated or damaged, or it is not a checkpoint of this network.
     """
-    content, sealed = _verified(path, _content(path))
+    content, is_whole = _verified(path, _content(path))
     loaded, foreign = _unpickled(path, content)
     try:
         tensors, state, has_averaged = others.find_network(loaded, ema)
@@ -96,8 +96,9 @@ def read(path: str, ema: bool = False) -> Dict[str, Any]:
     if tensors is None:
         raise UserError("%s is not a checkpoint of this network, because it holds neither 'state_dict' nor named "
                         "tensors of weights: give a .pth.tar file that a training wrote" % path)
-    if state.get("format") == FORMAT and not sealed:
-        raise _damaged(path, "its end is missing")
+    if state.get("format") == FORMAT and not is_whole:
+        raise UserError("checkpoint %s lacks its SHA-256: it is truncated, or was saved again in PyTorch's old format; "
+                        "fetch it again, or save it with torch.save's present one, which has checksums" % path)
     if not isinstance(state.setdefault("epoch", 0), int):
         raise _damaged(path, "its epoch is a %s and no number" % type(state["epoch"]).__name__)
     if foreign:
@@ -188,7 +189,7 @@ def _seal(content):
 
 
 def _verified(path, content):
-    """(content without its seal, whether it has one); UserError where a checksum shows that the bytes have changed."""
+    """(content without its seal, whether a checksum shows that it is whole); UserError where one shows damage."""
     if content[-_SEAL_SIZE:].startswith(_SEAL):
         if _seal(memoryview(content)[:-_SEAL_SIZE]) != content[-_SEAL_SIZE:]:
             raise _damaged(path, "its SHA-256 differs")
@@ -206,7 +207,7 @@ def _verified(path, content):
             raise _damaged(path, "the checksum of %s differs" % damaged)
         if any(name.endswith("/constants.pkl") for name in names):      # old PyTorch would run it
             raise UserError("%s is a TorchScript program and not a checkpoint: give a .pth.tar file" % path)
-    return content, False
+    return content, content.startswith(b"PK")
 
 
 def _damaged(path, reason):

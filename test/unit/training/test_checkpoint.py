@@ -50,6 +50,22 @@ def load_network(path, model):
     return state
 
 
+def test_a_checkpoint_that_was_changed_and_saved_again_is_read(written, tmp_path, network):
+    state = torch.load(written)
+    del state["epoch"]
+    torch.save(state, str(tmp_path / "slim.pth.tar"), **zipped(True))
+    for name, tensor in load_network(str(tmp_path / "slim.pth.tar"), BMN(SMALL))["state_dict"].items():
+        assert torch.equal(tensor, network.state_dict()[name])
+    torch.save(state, str(tmp_path / "old.pth.tar"), **zipped(False))
+    assert "lacks its SHA-256: it is truncated, or was saved again" in refusal(
+        checkpoint.read, str(tmp_path / "old.pth.tar"))
+
+
+def zipped(new):
+    """Arguments of torch.save for its present format, or its old one."""
+    return {"_use_new_zipfile_serialization": new}
+
+
 def same(found, wanted):
     return list(found) == list(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
