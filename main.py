@@ -25,7 +25,7 @@ import post_processing
 from bmn.data.annotations import Annotations, remarks
 from bmn.data.features import open_features
 from bmn.data.ground_truth import ground_truth_of
-from bmn.data.loaders import BLOCK, TrainingBatches, load_batches, rank_blocks, video_blocks
+from bmn.data.loaders import BLOCK, TrainingBatches, check_batch, load_batches, rank_blocks, video_blocks
 from bmn.data.windows import joined
 from bmn.extracted import carry_description, find_description
 from bmn.files import inside, write_json
@@ -99,6 +99,8 @@ def open_annotations(opt, runtime):
 def train(opt, runtime, precision, annotations, owner):
     """Train for --train_epochs epochs, validate after each, keep the last and the best checkpoint."""
     local_batch_size = runtime.local_batch_size(opt["batch_size"])
+    if not opt["window"]:       # before the features of all videos are packed
+        check_batch(len(annotations.subset("train")), local_batch_size * runtime.world_size)
     training, begun = begin(opt, runtime, precision)
     training_videos, validation_videos = open_datasets(opt, runtime, annotations, "train", "validation")
     labelled = any(video.actions for video in validation_videos.videos.values())
@@ -155,6 +157,9 @@ def begin(opt, runtime, precision):
     network = BMN(opt)
     if opt["finetune"]:
         checkpoint.put_network(resuming.read_checkpoint(opt["pth_path"], runtime, opt["ema"]), network)
+    elif opt["pth_path"] != os.path.join(opt["checkpoint_path"], BEST):
+        runtime.log("--pth_path %s is not read, because a training starts from it only with --finetune 1"
+                    % opt["pth_path"])
     training = Training(network.to(runtime.device), precision, opt)
     device.seed_everything(opt["seed"] + runtime.rank)      # but each rank draws numbers of its own
     path = opt["resume"]

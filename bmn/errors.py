@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import Any, Callable
 
+from bmn.output import lasting_output
+
 INTERRUPTED = 128 + 2       # the status that a shell gives to a process that Ctrl-C ended
 TERMINATED = 128 + 15       # the status that a shell gives to a process that SIGTERM ended
 PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "tqdm")       # what every run may need, sooner or later
@@ -73,6 +75,7 @@ def run_as_program(main: Callable[..., Any], *arguments: Any) -> Any:
     """Return ``main(*arguments)``. A UserError ends the process with one sentence on stderr, status 1, no traceback.
 
     Ctrl-C ends the process with status 130, SIGTERM and SIGUSR1 with 143; files that are half-written are removed.
+    Where the output cannot be written, the work goes on without it, and the status says so at the end.
     """
     if threading.current_thread() is threading.main_thread():
         if signal.getsignal(signal.SIGINT) is _interrupted:
@@ -90,6 +93,11 @@ def _terminated(number, frame):
 
 
 def _run(main, *arguments):
+    with lasting_output():
+        return _in_words(main, *arguments)
+
+
+def _in_words(main, *arguments):
     try:
         return main(*arguments)
     except UserError as error:

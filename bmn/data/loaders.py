@@ -44,9 +44,7 @@ class TrainingBatches:
         self.epoch = self.done = 0
         self.batch_size = local_batch_size * world_size
         self.offset = rank * local_batch_size
-        if count < self.batch_size:
-            raise UserError("--batch_size %d is larger than the %s: give %d or less"
-                            % (self.batch_size, counted(count, "training " + noun), count))
+        check_batch(count, self.batch_size, noun)
 
     def __len__(self) -> int:
         return self.count // self.batch_size - self.done
@@ -58,6 +56,13 @@ class TrainingBatches:
         steps = self.count // self.batch_size
         for first in range(self.offset + self.done * self.batch_size, steps * self.batch_size, self.batch_size):
             yield order[first:first + self.local_batch_size]
+
+
+def check_batch(count: int, batch_size: int, noun: str = "video") -> None:
+    """Check that ``count`` videos, or windows, fill a global batch; UserError where they do not."""
+    if count < batch_size:
+        raise UserError("--batch_size %d is larger than the %s: give %d or less"
+                        % (batch_size, counted(count, "training " + noun), count))
 
 
 def rank_blocks(count: int, rank: int = 0, world_size: int = 1) -> Dict[int, List[int]]:

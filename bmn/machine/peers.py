@@ -21,8 +21,10 @@ from bmn.parallel import signals_held
 
 TELL_WITHIN = datetime.timedelta(seconds=10)    # a guard tries so long to reach the store
 BEAT = 0.5                              # seconds between two signs of life
+TOLD_AFTER = 10.0                       # seconds after which rank 0 says for whom it waits at the start
 GRACE_SECONDS = 5.0
 MOST_FILES = 2 ** 16                    # numbers of open files that a guard closes
+JOINED = b"j"                           # what a guard hears when its process has found the store
 IDLE = 0.01                             # share of a processor below which a process does nothing
 
 
@@ -55,6 +57,7 @@ class Peers:
     def ready(self) -> None:
         """Wait until every process has given a sign of life: from then on, one that gives no more stands still."""
         store = connected(JOIN_WITHIN)
+        self._guard.has_joined()
         for rank in range(self.world_size):
             while not store.add("beat/%d" % rank, 0):
                 time.sleep(BEAT / 10)
@@ -97,12 +100,20 @@ class Peers:
         try:
             store.set("machine/%d" % self.rank, platform.node())
             self._main = "rank 0 on machine %s" % store.get("machine/0").decode()
-            before = time.monotonic()
+            before = began = time.monotonic()
+            missing = range(self.world_size) if self.rank == 0 else ()
             while not self._silent.is_set():
                 store.add("beat/%d" % self.rank, 1)
                 if store.add("ends", 0):
                     self._end(store.get("end").decode(), store)
                 now = time.monotonic()
+                missing = [rank for rank in missing if not store.add("beat/%d" % rank, 0)]
+                if missing and now - began > TOLD_AFTER:
+                    print("rank 0 waits at %s:%s for the %d of %d processes that have not come (ranks %s), until %d "
+                          "minutes have passed" % (
+                              os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], len(missing), self.world_size,
+                              ", ".join(map(str, missing)), JOIN_WITHIN.total_seconds() // 60), flush=True)
+                    missing = ()
                 still = self._standing_still(store, now, now - before > 10 * BEAT)
                 if still is not None:
                     _tell(store, "rank %d on machine %s stands still: it has given no sign of life, or no work was "
@@ -112,9 +123,8 @@ class Peers:
                 self._silent.wait(BEAT if still is None else 0)
         except Exception:           # every version of PyTorch has its own
             if not self._leaving.is_set():
-                launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"     # it holds the store
                 self._end("%s ended before the run was done (its own message, if it left one, says why)"
-                          % ("the launcher of rank 0" if launcher else self._main), None)
+                          % ("the launcher of rank 0" if _launcher_holds_store() else self._main), None)
 
     def _standing_still(self, store, now, we_were_stopped):
         """The number of a process that stands still, or None. Rank 0 looks at all, the others at rank 0 and itself."""
@@ -170,6 +180,11 @@ class Peers:
         os._exit(1)                         # because the main thread may be waiting in a collective
 
 
+def _launcher_holds_store():
+    """Whether torchrun holds the store, and not rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _processor_seconds():
     """What this process and its children, the data workers, have used; itself alone where there is no /proc."""
     seconds = time.process_time()
@@ -221,10 +236,17 @@ class _Guard:
             for number in (1, 2):           # so that it keeps nothing open that others wait for
                 os.dup2(os.open(os.devnull, os.O_WRONLY), number)
             os.closerange(3, max(MOST_FILES, ours + 1, self._pipe + 1))
-            if not os.read(0, 1):
-                _tell(connected(TELL_WITHIN), "rank %d on machine %s ended before the run was done (its own message, "
+            joined, news = False, os.read(0, 1)
+            while news == JOINED:
+                joined, news = True, os.read(0, 1)
+            if not news and (rank or _launcher_holds_store()):      # otherwise the store ends with rank 0
+                _tell(connected(TELL_WITHIN, joined), "rank %d on machine %s ended before the run was done (its own message, "
                       "if it left one, says why)" % (rank, platform.node()))
         os._exit(0)
+
+    def has_joined(self):
+        with contextlib.suppress(OSError):
+            os.write(self._pipe, JOINED)
 
     def dismiss(self):
         with contextlib.suppress(OSError):

@@ -1,7 +1,10 @@
 """One process among many: which one it is, and how it finds the others."""
+import contextlib
 import datetime
 import os
+import signal
 import socket
+import threading
 import time
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from bmn.errors import UserError, first_line
+from bmn.parallel import GROUP
 
 MASTER = ("127.0.0.1", "29681")         # address and port of rank 0, where the environment does not name them
 JOIN_WITHIN = datetime.timedelta(minutes=10)
@@ -55,14 +59,19 @@ def _number(name, default=None):
         raise UserError("%s=%s in the environment is not a number: let the launcher set it" % (name, text)) from None
 
 
-def connected(timeout: datetime.timedelta) -> Any:
+def connected(timeout: datetime.timedelta, is_there: bool = False) -> Any:
     """A connection of its own to the store, for a thread or a guard: a call through another one may block.
 
+    Args:
+        timeout: how long to wait for the store, and for its answers.
+        is_there: the store was there already: do not wait for one, because it would be that of another run.
+
     Raises:
-        Exception: of any kind, where the store is not found within ``timeout``.
+        Exception: of any kind, where the store is not found.
     """
     numbers = int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
-    _wait_for_port(os.environ["MASTER_ADDR"], numbers[0], time.monotonic() + timeout.total_seconds())
+    _wait_for_port(os.environ["MASTER_ADDR"], numbers[0],
+                   time.monotonic() + (0 if is_there else timeout.total_seconds()))
     try:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], *numbers, False, timeout, wait_for_workers=False)
     except TypeError:           # before PyTorch 1.9
@@ -91,6 +100,24 @@ def _wait_for_port(host, port, until):
             time.sleep(0.1)
 
 
+@contextlib.contextmanager
+def _signals_at_once():
+    """In this context a signal ends the process at once. Python's handlers would wait, for minutes, until PyTorch's
+    rendezvous is over; and there is nothing to save yet."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in GROUP}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler not in (signal.SIG_IGN, None):
+                signal.signal(number, handler)
+
+
 def join(member: Member, kind: str, backend: str) -> Any:
     """Connect to the other processes and make the process group. :class:`peers.Peers` watches over it already.
 
@@ -106,10 +133,11 @@ def join(member: Member, kind: str, backend: str) -> Any:
         UserError: the processes cannot connect, or they use different kinds of devices.
     """
     try:
-        whole, _, _ = next(rendezvous("env://", timeout=JOIN_WITHIN))
-        store = _of_this_start(whole)
-        store.set("kind/%d" % member.rank, kind)
-        kinds = [store.get("kind/%d" % rank).decode() for rank in range(member.world_size)]
+        with _signals_at_once():
+            whole, _, _ = next(rendezvous("env://", timeout=JOIN_WITHIN))
+            store = _of_this_start(whole)
+            store.set("kind/%d" % member.rank, kind)
+            kinds = [store.get("kind/%d" % rank).decode() for rank in range(member.world_size)]
         if len(set(kinds)) == 1:
             dist.init_process_group(backend, store=store, rank=member.rank, world_size=member.world_size,
                                     timeout=EXCHANGE_WITHIN)

@@ -194,6 +194,40 @@ def test_a_killed_rank_ends_the_others(workshop, lost):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_started_again_at_once_on_its_port_is_not_told_of_the_old_ones_end(workshop):
+    port = free_port()
+
+    def ranks(*more):
+        return [start(workshop, [sys.executable, MAIN, *COMMON, *LONG, *more], RANK=str(rank), LOCAL_RANK=str(rank),
+                      WORLD_SIZE="2", MASTER_PORT=port) for rank in (0, 1)]
+    first = ranks()
+    after_an_epoch(first[0])
+    for process in first:
+        process.kill()
+    for process in first:
+        process.communicate(timeout=600)
+    done = len(workshop.text("checkpoint/metrics.jsonl").splitlines())
+    output, _ = finished(*ranks("--resume", "auto", "--train_epochs", done + 5))
+    assert "Epoch: %d,FPS" % (done + 4) in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_rank_0_says_for_whom_it_waits_and_a_signal_ends_it_at_once(workshop, number):
+    process = start(workshop, [sys.executable, MAIN, *COMMON], RANK="0", WORLD_SIZE="3", MASTER_PORT=free_port())
+    assert process.stdout.readline().startswith("rank 0 waits at 127.0.0.1:%s for the 2 of 3 processes that have not "
+                                                "come (ranks 1, 2)" % port_of(process))
+    process.send_signal(number)
+    process.communicate(timeout=120)            # it would wait for ten minutes
+    assert process.returncode == -number
+
+
+def port_of(process):
+    with open("/proc/%d/environ" % process.pid) as handle:
+        return re.search(r"MASTER_PORT=(\d+)", handle.read()).group(1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_rank_ends_torchrun(workshop, lost):
     process = start(workshop, launcher(TORCHRUN, 2) + [MAIN, *COMMON, *LONG])
