@@ -9,7 +9,7 @@ import small_data
 
 from bmn.data import feature_cache, features, packed_features
 from bmn.data.feature_files import fitted
-from bmn.data.features import open_features
+from bmn.data.features import FolderFeatures, open_features
 from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
 
@@ -426,4 +426,12 @@ def test_rows_of_another_width_are_refused(tmp_path):
     table[4, 5] = np.nan
     np.save(str(tmp_path / "rows" / "v_b.npy"), table)
     with pytest.raises(UserError, match=r"v_b\.npy are empty or hold a number that is not finite"):
+        open_features(of_windows(tmp_path / "rows"), ["v_a", "v_b"], log=lambda line: None)
+
+
+def test_features_that_change_while_they_are_packed_are_said(tmp_path, monkeypatch):
+    save_rows(tmp_path / "rows", {"v_a": 8, "v_b": 9}, True)
+    read = FolderFeatures.read
+    monkeypatch.setattr(FolderFeatures, "read", lambda self, name: read(self, name)[:, :5 if name == "v_b" else None])
+    with pytest.raises(UserError, match="the features of video v_b have changed while they were read: start again"):
         open_features(of_windows(tmp_path / "rows"), ["v_a", "v_b"], log=lambda line: None)
