@@ -169,7 +169,10 @@ def test_marks_of_the_truth_lie_within_the_map(rng, count):
 
 
 def test_nothing_sticks_out_of_a_figure(rng):
-    for figure in time_axis.prediction_in_two(900.0, *MAPS, NOTHING, many(rng, 300, labels=("Polo",))):
+    truth = many(rng, 300, labels=("Polo",))
+    for figure in (*time_axis.prediction_in_two(900.0, *MAPS, NOTHING, truth), time_axis.segments(9e4, NOTHING, truth),
+                   time_axis.boundaries(900.0, *MAPS[:2], NOTHING, truth, time_axis.WIDE),
+                   time_axis.prediction("v_a", 900.0, *MAPS[:2], None, NOTHING, truth)):
         figure.canvas.draw()
         for axes in figure.axes:
             place = axes.get_tightbbox(figure.canvas.get_renderer())
