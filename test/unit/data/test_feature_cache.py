@@ -241,6 +241,15 @@ def test_unusable_files_are_counted_and_nothing_is_left(opt, tmp_path):
     assert not os.path.exists(packed_path(opt)) and not list(tmp_path.rglob("*.tmp"))
 
 
+def test_packing_stops_looking_for_more_after_some_unusable_files(opt, monkeypatch):
+    monkeypatch.setattr(feature_cache, "FLAWS", 2)
+    for name in NAMES[:3]:
+        with open(path(opt, name, ".csv"), "a") as handle:
+            handle.write("nan,1,2,3,4,5\n")
+    with pytest.raises(UserError, match=r"2 or more files are unusable: tools/check_data\.py lists them"):
+        opened(opt)
+
+
 def test_leftovers_of_a_killed_process_are_cleared_away(opt, tmp_path):
     leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.safetensors.abc.tmp")
     other = os.path.join(opt["data_path"], ".csv_mean_10.float16.safetensors.abc.tmp")
