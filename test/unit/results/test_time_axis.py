@@ -206,6 +206,6 @@ def test_many_actions_cost_little(rng):
 def test_a_video_of_windows_has_curves_and_a_title_and_no_map():
     figure = time_axis.prediction("v_a$b", 90.0, *MAPS[:2], None, np.array([[0.5, 0.1, 0.9]]), [(3.0, 4.0, "Polo")])
     figure.canvas.draw()
-    assert len(figure.axes) == 2 and figure.get_suptitle() == r"v_a\$b"
+    assert len(figure.axes) == 2 and figure._suptitle.get_text() == r"v_a\$b"
     title, legend = figure._suptitle.get_window_extent(), figure.axes[0].get_legend().get_window_extent()
     assert title.y0 > figure.axes[0].get_window_extent().y1 and legend.y1 <= title.y0 + 1
