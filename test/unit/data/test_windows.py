@@ -145,7 +145,8 @@ def test_a_stride_gives_the_lengths_that_features_cover():
         with_stride(dict(videos, c=Video(1.0, 1.0, 1.0)), dict(rows, c=5), "6f")
 
 
-@pytest.mark.parametrize("rows, refused", [(100, False), (91, False), (109, False), (88, True), (112, True), (150, True)])
+@pytest.mark.parametrize("rows, refused", [(100, False), (91, False), (109, False), (88, True), (112, True),
+                                           (150, True)])
 def test_a_stride_must_fit_most_videos(rows, refused):
     """Within a tenth; where half of the videos fit, the others may be cut."""
     videos = {name: Video(100.0, 100.0, 100.0) for name in "abcd"}
