@@ -237,7 +237,8 @@ def baselines(ground_truth: Dict[str, List[tuple]], training: Dict[str, Video], 
     Args:
         ground_truth: {id: [(start, end, label)]}.
         training: the videos whose actions the best list is made for; without actions there is no such list.
-        videos: the evaluated videos, for their lengths.
+        videos: the evaluated videos, for their lengths. Others of the ground truth get no proposals, and count as
+            missed, as they do where a network is measured.
         protocol: of the evaluation.
     """
     seconds = {video_id(name): video.seconds for name, video in videos.items()}
@@ -250,9 +251,10 @@ def baselines(ground_truth: Dict[str, List[tuple]], training: Dict[str, Video], 
         if len(chosen):         # none, where no proposal meets an action: they have no length, or lie outside
             name = "the best list without features"
             lists[name if len(chosen) == number else "%s (%d long)" % (name, len(chosen))] = lambda: chosen
+    known = [name for name in ground_truth if video_id(name) in seconds]
     return {what: average_recall(
-        ground_truth, {name: in_seconds(make(), seconds[video_id(name)]) for name in ground_truth},
-        protocol.points, protocol.recall_at, protocol.points) for what, make in lists.items()}
+        ground_truth, {name: in_seconds(make(), seconds[video_id(name)]) for name in known},
+        protocol.points, protocol.recall_at, protocol.points) for what, make in lists.items() if known}
 
 
 def average_recall_at(recall: np.ndarray, number: int) -> float:

@@ -160,7 +160,7 @@ def check_features(opt: dict, names: List[str]) -> Tuple[List[str], Dict[str, in
     """Read the features of ``names``, and print every problem with them.
 
     Returns:
-        the problems, and {name: number of rows} of the features that can be used.
+        the problems that stop a run, and {name: number of rows} of the features that can be used.
 
     Raises:
         UserError: as in features.open_source.
@@ -176,14 +176,14 @@ def check_features(opt: dict, names: List[str]) -> Tuple[List[str], Dict[str, in
     outcomes = list(progress(parallel.outcomes(work, there), "reading features", len(there), "video"))
     problems = sorted(str(outcome) for outcome in outcomes if isinstance(outcome, UserError))
     rows = dict(outcome for outcome in outcomes if not isinstance(outcome, UserError))
-    problems += ["video %s has no features in %s" % (name, source.path) for name in missing]
-    for problem in problems[:MOST]:
-        print("  " + problem)
-    if len(problems) > MOST:
-        print("  ... and %d more" % (len(problems) - MOST))
+    lines = problems + ["video %s has no features in %s" % (name, source.path) for name in missing]
+    for line in lines[:MOST]:
+        print("  " + line)
+    if len(lines) > MOST:
+        print("  ... and %d more" % (len(lines) - MOST))
     if missing:
         print("  " + remedy_for(opt, missing, source))
-    return problems, rows
+    return problems if opt["skip_missing"] and there else lines, rows
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -207,9 +207,12 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("%d of %s cannot be used: repair or fetch their feature files, or leave videos without a file "
                         "out with --skip_missing" % (len(problems), counted(len(names), "video")))
     if opt["window"]:
-        check_windows(opt, subsets, rows)
+        check_windows(opt, {subset: {name: video for name, video in videos.items() if name in rows}
+                            for subset, videos in subsets.items()}, rows)
     print("all %d videos of train and validation can be used: T = %d, C = %d"
-          % (len(names), opt["temporal_scale"], opt["feat_dim"]))
+          % (len(names), opt["temporal_scale"], opt["feat_dim"]) if len(rows) == len(names) else
+          "%d of %s can be used (--skip_missing): T = %d, C = %d"
+          % (len(rows), counted(len(names), "video"), opt["temporal_scale"], opt["feat_dim"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """What is odd in annotations and stops no run, and what it does to labels and figures."""
+from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 from bmn.data.feature_files import few
@@ -35,7 +36,7 @@ def odd_annotations(annotations: Any, subsets: Sequence[Dict[str, Any]]) -> List
     def named(holds: Callable[[Any, float, float], bool]):
         return [name for name, video in videos.items() for start, end, _ in video.actions if holds(video, start, end)]
 
-    listed = [video.name for video in annotations.listed or ()]
+    listed = Counter(video.name for video in annotations.listed or ())
     covered = {name: video.feature_seconds / video.seconds for name, video in videos.items()}
     worst = max(covered, key=lambda name: abs(covered[name] - 1), default=None)
     found = [
@@ -63,7 +64,7 @@ def odd_annotations(annotations: Any, subsets: Sequence[Dict[str, Any]]) -> List
             "so the reference has it; write the right feature_frame",
             [name for name, video in videos.items() if abs(video.proposal_seconds / video.feature_seconds - 1) > 0.1]),
         Odd("video", "listed more than once", "counted once",
-            [name for name in dict.fromkeys(listed) if listed.count(name) > 1]),
+            [name for name, count in listed.items() if count > 1]),
         Odd("video", "with a number of frames and a rate that contradict the length", "only the length is used",
             [name for file in annotations.files for name, entry in file.videos.items() if not _consistent(entry)])]
     return [one for one in found if one.names]

@@ -69,9 +69,15 @@ def test_missing_features_are_counted_and_named_before_the_first_step(own):
         path.unlink()
     refused(own.main(), "5 of", paths[3].name[:-4], "--skip_missing", "csv_mean_16")
     nothing_written(own)
-    process = own.main("--skip_missing", "--train_epochs", 1)
-    assert process.returncode == 0 and "5" in process.stdout, process.stderr
-    assert "train subset video numbers: 19" in process.stdout
+    rows = own.text("data/activitynet_annotations/video_info_new.csv").splitlines()
+    unseen = next(row.split(",")[0] for row in rows if ",validation," in row)
+    (paths[0].parent / (unseen + ".csv")).unlink()
+    process = own.main("--skip_missing", "--train_epochs", 1, "--mode", "full")
+    assert process.returncode == 0, process.stderr
+    for subset, count in (("train", 19), ("validation", 11)):
+        assert "%s subset video numbers: %d" % (subset, count) in process.stdout
+    assert "no proposals for 1 of 12 videos: counted as missed" in process.stdout + process.stderr
+    assert (own.folder / "output/report.html").exists()
     shutil.rmtree(str(own.folder / "data/activitynet_feature_cuhk"))
     refused(own.main(), "activitynet_feature_cuhk")
 

@@ -306,3 +306,14 @@ def test_a_missing_or_truncated_result_file_is_named(job):
         handle.truncate(40)
     with pytest.raises(UserError, match=r"result\.json is not valid JSON"):
         evaluation.evaluation_proposal(job)
+
+
+def test_baselines_leave_out_what_has_no_length(rng):
+    """A ground truth may have more videos than were measured: --skip_missing, or a file of others."""
+    truth = {"a": [(10.0, 30.0, "x"), (40.0, 90.0, "x")], "b": [(0.0, 20.0, "x")], "c": [(5.0, 50.0, "x")]}
+    videos = {"v_" + name: Video(100.0, 100.0, 100.0, actions) for name, actions in truth.items()}
+    whole, part = (evaluation.baselines(truth, videos, some) for some in (videos, {"v_a": videos["v_a"]}))
+    assert whole.keys() == part.keys() and evaluation.baselines(truth, videos, {"v_x": videos["v_a"]}) == {}
+    for what in part:
+        actions_of_a = part[what][2] * 4            # of four actions, only the two of a can be hit
+        assert (part[what][2] <= 0.5).all() and np.allclose(actions_of_a, np.round(actions_of_a))

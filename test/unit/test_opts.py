@@ -44,6 +44,8 @@ TOOLS.remove("check_data")      # it has main.py's options
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_the_help_of_a_tool_states_every_default(monkeypatch, name):
+    if name == "extract_features" and sys.version_info < (3, 10):
+        pytest.skip("decoding videos needs a newer Python")
     tool, parsers = importlib.import_module(name), []
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda parser, *_: parsers.append(parser) or sys.exit())
     with contextlib.suppress(SystemExit):

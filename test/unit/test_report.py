@@ -260,3 +260,9 @@ def test_a_report_without_files_of_videos_has_no_page(job, tmp_path):
     os.mkdir("films")
     assert Page(written(dict(opt, videos="films"), *rest)).fetched == []
     assert not (tmp_path / "output" / "videos.html").exists()
+
+
+def test_a_ground_truth_of_other_videos_leaves_no_section_of_videos(job):
+    opt, result, _, maps_of = job
+    text = written(opt, result, {"v_x": Video(100.0, 100.0, 100.0)}, maps_of)
+    assert "Best video" not in text and "Curves" in text

@@ -9,7 +9,7 @@ import small_data
 
 from bmn.data import feature_cache, features, packed_features
 from bmn.data.feature_files import fitted
-from bmn.data.features import open_features
+from bmn.data.features import FolderFeatures, open_features
 from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
 
@@ -241,6 +241,15 @@ def test_unusable_files_are_counted_and_nothing_is_left(opt, tmp_path):
     assert not os.path.exists(packed_path(opt)) and not list(tmp_path.rglob("*.tmp"))
 
 
+def test_packing_stops_looking_for_more_after_some_unusable_files(opt, monkeypatch):
+    monkeypatch.setattr(feature_cache, "FLAWS", 2)
+    for name in NAMES[:3]:
+        with open(path(opt, name, ".csv"), "a") as handle:
+            handle.write("nan,1,2,3,4,5\n")
+    with pytest.raises(UserError, match=r"2 or more files are unusable: tools/check_data\.py lists them"):
+        opened(opt)
+
+
 def test_leftovers_of_a_killed_process_are_cleared_away(opt, tmp_path):
     leftover = os.path.join(opt["data_path"], ".csv_mean_10.float32.safetensors.abc.tmp")
     other = os.path.join(opt["data_path"], ".csv_mean_10.float16.safetensors.abc.tmp")
@@ -426,4 +435,12 @@ def test_rows_of_another_width_are_refused(tmp_path):
     table[4, 5] = np.nan
     np.save(str(tmp_path / "rows" / "v_b.npy"), table)
     with pytest.raises(UserError, match=r"v_b\.npy are empty or hold a number that is not finite"):
+        open_features(of_windows(tmp_path / "rows"), ["v_a", "v_b"], log=lambda line: None)
+
+
+def test_features_that_change_while_they_are_packed_are_said(tmp_path, monkeypatch):
+    save_rows(tmp_path / "rows", {"v_a": 8, "v_b": 9}, True)
+    read = FolderFeatures.read
+    monkeypatch.setattr(FolderFeatures, "read", lambda self, name: read(self, name)[:, :5 if name == "v_b" else None])
+    with pytest.raises(UserError, match="the features of video v_b have changed while they were read: start again"):
         open_features(of_windows(tmp_path / "rows"), ["v_a", "v_b"], log=lambda line: None)

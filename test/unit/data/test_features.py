@@ -126,6 +126,8 @@ CSV = "f0,f1,f2,f3,f4,f5\n" + "1,2,3,4,5,6\n" * 10
     (CSV + "1,2,3,4,5\n", ["5 columns in line 12", "6 in its header line"]),
     (CSV.replace("3", "three", 5), ["'three' in line 2, column 3"]),
     (CSV.replace("1,2", "1,", 1), ["'' in line 2, column 2"]),
+    (CSV.replace("1,2", "NA,2", 4), ["'NA' in line 2, column 1"]),
+    (CSV.replace("6\n", "null\n", 1), ["'null' in line 2, column 6"]),
     (CSV.replace("6\n", "NaN\n", 1), ["nan at position 1 of 10, feature 6"]),
     (CSV.replace("1,2", "1e60,2", 3), ["inf at position 1 of 10, feature 1"]),
     ("", ["no rows"]),

@@ -145,6 +145,21 @@ def test_a_stride_gives_the_lengths_that_features_cover():
         with_stride(dict(videos, c=Video(1.0, 1.0, 1.0)), dict(rows, c=5), "6f")
 
 
+@pytest.mark.parametrize("rows, refused", [(100, False), (91, False), (109, False), (88, True), (112, True),
+                                           (150, True)])
+def test_a_stride_must_fit_most_videos(rows, refused):
+    """Within a tenth; where half of the videos fit, the others may be cut."""
+    videos = {name: Video(100.0, 100.0, 100.0) for name in "abcd"}
+    opt = {"feature_stride": "1", "feature_snippet": ""}
+    for fitting in range(5):
+        counts = {name: 100 if number < fitting else rows for number, name in enumerate("abcd")}
+        if refused and fitting < 2:
+            with pytest.raises(UserError, match="the features of %d of 4 videos do not cover" % (4 - fitting)):
+                windows.with_stride(videos, counts, opt)
+        else:
+            assert windows.with_stride(videos, counts, opt)["d"].feature_seconds == counts["d"]
+
+
 def test_extracted_features_say_how_far_apart_their_rows_are():
     """Row i describes the i-th cell of stride frames, and a last cell that is not whole has no row (docs/video.md)."""
     lengths = {"v": extracted.Length(10.0, 250, 25.0, 31, 8.0)}

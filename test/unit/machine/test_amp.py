@@ -236,3 +236,15 @@ def test_a_dynamic_scale_falls_when_a_gradient_overflows(scaler_on_cpu):
     elsewhere = amp.choose("cpu", "O0", 128)
     elsewhere.load_state_dict(state)
     assert elsewhere.skipped == 1
+
+
+@pytest.mark.skipif(TORCH < (1, 6), reason="this PyTorch has no mixed precision of its own")
+def test_a_card_gets_the_autocast_and_the_scaler_of_its_pytorch(monkeypatch):
+    for version in ((1, 6), (1, 8), (2, 4)):
+        if version > TORCH:
+            continue
+        monkeypatch.setattr(amp, "TORCH", version)
+        autocast, scaler = amp._native("cuda")
+        assert hasattr(scaler, "unscale_") and not hasattr(autocast, "unscale_")
+    monkeypatch.setattr(amp, "TORCH", (1, 5))
+    assert amp._native("cuda") is None

@@ -141,5 +141,7 @@ def test_lengths_of_videos_and_actions_are_counted(rng):
     for patches in drawn:
         for heights in patches:
             assert heights[1:-1:2].sum() == pytest.approx(100)
+    longest = max(seconds for seconds, *_ in videos.values())
+    assert max(patch.get_xy()[:, 0].max() for patch in figure.axes[0].patches) == pytest.approx(longest)
     assert all(axes.get_xscale() == "log" for axes in figure.axes)
     assert not any(axes.patches for axes in figures.lengths({"train": {}}).axes)

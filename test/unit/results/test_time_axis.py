@@ -169,7 +169,10 @@ def test_marks_of_the_truth_lie_within_the_map(rng, count):
 
 
 def test_nothing_sticks_out_of_a_figure(rng):
-    for figure in time_axis.prediction_in_two(900.0, *MAPS, NOTHING, many(rng, 300, labels=("Polo",))):
+    truth = many(rng, 300, labels=("Polo",))
+    for figure in (*time_axis.prediction_in_two(900.0, *MAPS, NOTHING, truth), time_axis.segments(9e4, NOTHING, truth),
+                   time_axis.boundaries(900.0, *MAPS[:2], NOTHING, truth, time_axis.WIDE),
+                   time_axis.prediction("v_a", 900.0, *MAPS[:2], None, NOTHING, truth)):
         figure.canvas.draw()
         for axes in figure.axes:
             place = axes.get_tightbbox(figure.canvas.get_renderer())
@@ -198,3 +201,11 @@ def test_many_actions_cost_little(rng):
     none, few, hundreds = (size(many(rng, count, labels=("Polo", "Ballet")), *MAPS[:2]) for count in (0, 10, 300))
     assert hundreds - none < 290 * 400 and few > none
     assert size([], rng.rand(20000), rng.rand(20000)) - none < 200000
+
+
+def test_a_video_of_windows_has_curves_and_a_title_and_no_map():
+    figure = time_axis.prediction("v_a$b", 90.0, *MAPS[:2], None, np.array([[0.5, 0.1, 0.9]]), [(3.0, 4.0, "Polo")])
+    figure.canvas.draw()
+    assert len(figure.axes) == 2 and figure._suptitle.get_text() == r"v_a\$b"
+    title, legend = figure._suptitle.get_window_extent(), figure.axes[0].get_legend().get_window_extent()
+    assert title.y0 > figure.axes[0].get_window_extent().y1 and legend.y1 <= title.y0 + 1

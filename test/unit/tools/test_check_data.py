@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 
 import check_data
 import numpy as np
@@ -94,3 +95,23 @@ def test_a_long_list_of_problems_is_cut(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="5 of 5 videos cannot be used"):
         run(dict(opt, feat_dim=8))
     assert "  ... and 3 more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_what_is_left_out_is_no_problem(tmp_path, capsys, long):
+    """With --skip_missing a run goes on without it, unless nothing is left."""
+    opt = small_data.make_long(tmp_path) if long else small_data.make(tmp_path)
+    files = sorted(pathlib.Path(opt["data_path"]).rglob("v_*"))
+    arguments = ["--%s=%s" % (name, opt[name]) for name in ("video_info", "video_anno", "data_path", "feat_dim", *(
+        ("window", "training_subset", "validation_subset") if long else ("temporal_scale",)))]
+    files[1].unlink()
+    with pytest.raises(UserError, match=r"1 of \d videos cannot be used"):
+        check_data.main(parse_opt(arguments, more=[check_data.PLOT]))
+    check_data.main(parse_opt([*arguments, "--skip_missing"], more=[check_data.PLOT]))
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith("%d of %d videos can be used (--skip_missing): T = 10" % (len(files) - 1, len(files)))
+    assert sum("has no features in" in line for line in out) == 2
+    for file in files[2:] + files[:1]:
+        file.unlink()
+    with pytest.raises(UserError, match="cannot be used"):
+        check_data.main(parse_opt([*arguments, "--skip_missing"], more=[check_data.PLOT]))

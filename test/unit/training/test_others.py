@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bmn.errors import UserError
 from bmn.options import NETWORK_OPTIONS
 from bmn.sampling import whole_mask
-from bmn.training import checkpoint, recorded
+from bmn.training import checkpoint, others, recorded
 from bmn.training.others import OPENTAD
 from models import BMN
 
@@ -274,3 +274,11 @@ def test_an_option_of_another_type_in_a_checkpoint_is_refused():
     recorded.check_options(state, {"max_duration": 0})      # as long as the video is no limit
     with pytest.raises(UserError, match="was made with --max_duration 0, but here it is 4"):
         recorded.check_options(state, {"max_duration": 4})
+
+
+@pytest.mark.parametrize("names, short", [
+    (["module.fc.weight", "module.fc.bias"], ["fc.weight", "fc.bias"]),
+    (["module.model.a", "module.model.b"], ["a", "b"]), (["module.fc.weight", "other.bias"], None), (["fc"], None)])
+def test_the_layers_of_another_network_are_named_without_what_is_common_to_all(names, short):
+    tensors = collections.OrderedDict((name, torch.zeros(1)) for name in names)
+    assert list(others.with_own_names(tensors)) == (short or names)

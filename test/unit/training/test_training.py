@@ -111,3 +111,14 @@ def test_a_training_that_has_failed_is_not_saved(spoil):
     training.check_finite()
     spoil(training)
     assert "the training has failed in epoch 1" in refusal(training.check_finite)
+
+
+def test_a_state_that_does_not_fit_leaves_a_sentence(written, monkeypatch):
+    """Whatever PyTorch raises, after all the checks that come before."""
+    training = new_run()
+
+    def fails(_):
+        raise RuntimeError("size mismatch\nin many lines")
+    monkeypatch.setattr(training.precision, "load_state_dict", fails)
+    sentence = refusal(training.load_state_dict, checkpoint.read(written[0]))
+    assert "the state of its run does not fit this one (size mismatch): resume with the options that it was" in sentence
