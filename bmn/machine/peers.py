@@ -240,8 +240,8 @@ class _Guard:
             while news == JOINED:
                 joined, news = True, os.read(0, 1)
             if not news and (rank or _launcher_holds_store()):      # otherwise the store ends with rank 0
-                _tell(connected(TELL_WITHIN, joined), "rank %d on machine %s ended before the run was done (its own message, "
-                      "if it left one, says why)" % (rank, platform.node()))
+                _tell(connected(TELL_WITHIN, joined), "rank %d on machine %s ended before the run was done (its own "
+                      "message, if it left one, says why)" % (rank, platform.node()))
         os._exit(0)
 
     def has_joined(self):
