@@ -1,5 +1,5 @@
 """Videos as the network gets them: features C x T, and in training also the labels: IoU map, start and end."""
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -9,11 +9,12 @@ from bmn.data import segments, windows
 from bmn.data.annotations import Video, read_videos
 from bmn.data.feature_files import few
 from bmn.data.features import open_source
+from bmn.data.loaders import load_batches
 from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
 from bmn.layouts import LAYOUTS
 from bmn.options import with_defaults
-from bmn.parallel import processors
+from bmn.parallel import limited, processors
 from bmn.results.protocols import AMBIGUOUS, PROTOCOLS
 from bmn.sampling import proposals
 from bmn.values import counted
@@ -202,3 +203,19 @@ def default_workers(runtime: Any, features: Any) -> int:
     if isinstance(features, PackedFeatures):
         return 0 if runtime.kind == "cpu" else min(2, processors_of_a_rank)
     return min(2 if runtime.kind == "cpu" else 8, processors_of_a_rank)
+
+
+def load(dataset: VideoDataSet, batches: Iterable[List[int]], opt: dict, runtime: Any) -> torch.utils.data.DataLoader:
+    """A DataLoader over ``batches`` (lists of indices) of a data set, on as many processes as --num_workers says.
+
+    Args:
+        dataset: the data set.
+        batches: in order; it has a length.
+        opt: dict with num_workers.
+        runtime: bmn.machine.device.Runtime; kind, world_size and log are used.
+    """
+    wanted = opt["num_workers"] if opt["num_workers"] >= 0 else default_workers(runtime, dataset.features)
+    workers = limited(wanted, len(batches)) if wanted else 0
+    if workers < opt["num_workers"]:
+        runtime.log("--num_workers %d: %d, one for each processor and each batch at most" % (wanted, workers))
+    return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")

@@ -43,7 +43,7 @@ from bmn.training import checkpoint, recorded, resuming, run_folder
 from bmn.training.training import Training
 from bmn.values import counted
 from checks import TRAINING, check_files, saves_tables
-from dataset import VideoDataSet, default_workers
+from dataset import VideoDataSet, load
 from detection import evaluate_detection
 from eval import evaluation_proposal
 from models import BMN
@@ -194,15 +194,6 @@ def open_datasets(opt, runtime, annotations, *subsets):
     for subset, dataset in zip(subsets, datasets):
         runtime.log("\n".join(["%s subset video numbers: %d" % (subset, len(dataset.video_list)), *dataset.remarks]))
     return datasets
-
-
-def load(dataset, batches, opt, runtime):
-    """A DataLoader over ``batches`` of a data set, on as many processes as --num_workers says."""
-    wanted = opt["num_workers"] if opt["num_workers"] >= 0 else default_workers(runtime, dataset.features)
-    workers = limited(wanted, len(batches)) if wanted else 0
-    if workers < opt["num_workers"]:
-        runtime.log("--num_workers %d: %d, one for each processor and each batch at most" % (wanted, workers))
-    return load_batches(dataset, batches, workers, pin_memory=runtime.kind == "cuda")
 
 
 def infer(opt, runtime, precision, annotations, ground_truth, record=None):

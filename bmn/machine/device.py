@@ -2,7 +2,7 @@
 
 Import this module before torch. Otherwise ``import torch`` loads an installed torch_npu by itself, and fails where CANN
 is missing. Devices are known by name in bmn/machine. Elsewhere only these look at the kind of device:
-BoundaryMatching.uses_bags, BMN._skips_cells, dataset.default_workers and main.load.
+BoundaryMatching.uses_bags, BMN._skips_cells, dataset.default_workers and dataset.load.
 """
 import os
 
