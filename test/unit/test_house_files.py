@@ -68,13 +68,15 @@ def test_the_tree_names_every_module(document):
     assert set(re.findall(r"\w+\.py\b", tree)) == modules - {"__init__.py"}
 
 
-def test_the_python_of_the_readme_runs(tmp_path):
-    program, = re.findall(r"```python\n(.*?)```", Path(ROOT, "README.md").read_text(encoding="utf-8"), re.S)
+@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md"])
+def test_the_python_of_the_readme_runs(tmp_path, document):
+    program, = re.findall(r"```python\n(.*?)```", Path(ROOT, document).read_text(encoding="utf-8"), re.S)
     prepare = """
-import os, torch
+import os
+from bmn.training import checkpoint
 from models import BMN
 os.makedirs("checkpoint")
-torch.save({"epoch": 1, "state_dict": BMN({}).state_dict()}, "checkpoint/BMN_best.pth.tar")
+checkpoint.save("checkpoint/BMN_best.pth.tar", {"state_dict": BMN({}).state_dict(), "options": {"kept": 100}})
 """
     done = subprocess.run([sys.executable, "-c", prepare + program], cwd=str(tmp_path), capture_output=True, text=True,
                           env=dict(os.environ, PYTHONPATH=ROOT), check=False)
