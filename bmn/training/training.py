@@ -1,4 +1,5 @@
 """A training: all that changes while it runs, in one object that is saved and restored as a whole."""
+import inspect
 from typing import Any, Optional
 
 import torch
@@ -22,7 +23,9 @@ class Training:
     """
 
     def __init__(self, network: torch.nn.Module, precision: Any, opt: dict):
-        optimizer = torch.optim.Adam(network.parameters(), lr=opt["training_lr"], weight_decay=opt["weight_decay"])
+        self._how = _many_at_once(network)
+        optimizer = torch.optim.Adam(network.parameters(), lr=opt["training_lr"], weight_decay=opt["weight_decay"],
+                                     **self._how)
         self.network, self.optimizer = precision.prepare(network, optimizer)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, opt["step_size"], opt["step_gamma"])
         self.precision, self.options = precision, dict(opt)
@@ -99,12 +102,20 @@ class Training:
         known = self.scheduler.state_dict()
         try:
             self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.param_groups[0].update(self._how)        # whatever wrote the checkpoint
             self.scheduler.load_state_dict({name: value for name, value in state["scheduler"].items() if name in known})
             self.precision.load_state_dict(state["precision"])
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError("checkpoint %s: the state of its run does not fit this one (%s): resume with the options "
                             "that it was made with" % (state["path"], checkpoint.first_line(error))) from error
         self.metrics, self.contraction = state["metrics"], state.get("contraction", "auto")
+
+
+def _many_at_once(network):
+    """The option with which Adam steps all weights of a CPU at once: the same numbers in a third of the time. PyTorch
+    does so by itself on a card."""
+    has_it = "foreach" in inspect.signature(torch.optim.Adam.__init__).parameters
+    return {"foreach": True} if has_it and next(network.parameters()).device.type == "cpu" else {}
 
 
 def _with_whole_steps(state):
