@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from bmn.layouts import LAYOUTS, map_cell
 from bmn.network.boundary_matching import DeviceConstants, exporting
 from bmn.network.products import product
-from bmn.network.proposal_rows import through_relu
+from bmn.network.proposal_rows import joined, through_relu
 from bmn.sampling import proposals
 
 TILE = 2 ** 14      # rows that are computed at once: 25 MB of columns in float32
@@ -197,8 +197,8 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, weight, bias, cells):
         # The type of the result is the convolution's: autocast may cast in between.
-        results = (F.relu_(_along(tile.columns(rows), weight, bias)) for tile in cells.tiles)
-        result = torch.cat([_rows(image) for image in results])
+        images = (F.relu_(_along(tile.columns(rows), weight, bias)) for tile in cells.tiles)
+        result = joined([_rows(image) for image in images])
         ctx.cells = cells
         ctx.save_for_backward(rows, weight, result)
         return result

@@ -86,6 +86,11 @@ def through_relu(grad: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     return torch.ops.aten.threshold_backward(grad, result, 0)
 
 
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The rows of all parts; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _in_type(dtype, sampled, sampled_bias, reduction, reduction_bias) -> Tuple[torch.Tensor, ...]:
     """The weights in the order of the computation: tables [blocks, N * block, C], biases [blocks, block], [R, O], [R].
 
@@ -106,7 +111,7 @@ def _samples(features, tables, biases, bags, matching):
 
 def _reduced(samples, weight, bias):
     """Blocks of samples [P + 1, block] -> [P + 1, R]."""
-    return torch.cat([torch.relu_(product(piece, weight, bias)) for piece in _pieces(samples)])
+    return joined([torch.relu_(product(piece, weight, bias)) for piece in _pieces(samples)])
 
 
 def _pieces(samples):
