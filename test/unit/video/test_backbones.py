@@ -1,13 +1,11 @@
 """A backbone gives what its model gives when it is called directly, and says in a sentence what it cannot use."""
 import json
 import os
-import re
 import shutil
 
 import backbones as networks
 import numpy as np
 import pytest
-from conftest import ROOT
 
 for _package in ("av", "onnxruntime", "onnx"):
     pytest.importorskip(_package, reason="backbones need %s (requirements-video.txt)" % _package)
@@ -16,7 +14,7 @@ transformers = pytest.importorskip("transformers", reason="backbones need transf
 Image = pytest.importorskip("PIL.Image", reason="backbones need Pillow (requirements-video.txt)")
 
 from bmn.errors import UserError
-from bmn.video import backbones, packages
+from bmn.video import backbones
 
 CPU = torch.device("cpu")
 
@@ -173,20 +171,3 @@ def test_options_of_onnx_files_are_theirs_alone(tmp_path):
     path, _ = networks.onnx_file(tmp_path / "net.onnx", ["n", 3, 20, 24], kind="UINT8")
     with pytest.raises(UserError, match="takes bytes"):
         backbones.open_backbone(path, CPU, 1, None, [1, 1, 1])
-
-
-def test_what_the_requirements_leave_out_is_not_asked_for_by_them(monkeypatch):
-    """On Python 3.15 `pip install -r requirements-video.txt` installs no onnxruntime, however often one types it."""
-    with open(os.path.join(ROOT, "requirements-video.txt")) as handle:
-        assert re.search(r'^onnxruntime==.* and python_version < "3\.15"$', handle.read(), re.MULTILINE)
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    for version, asked_for in (((3, 14, 9), "pip install -r requirements-video.txt$"),
-                               ((3, 15, 0), "pip install onnxruntime, or use Python 3.11 to 3.14$")):
-        monkeypatch.setattr(packages.sys, "version_info", version)
-        with pytest.raises(UserError, match=asked_for):
-            packages.package("onnxruntime", "a")
-
-
-def test_a_package_that_is_missing_is_asked_for_by_name():
-    with pytest.raises(UserError, match=r"^a needs the package no_such_thing, .* -m pip install -r requirements-video"):
-        packages.package("no_such_thing", "a")
