@@ -19,6 +19,8 @@ def pytest_configure(config):
     ours = [name[:-len(".py")] for folder in FOLDERS for name in sorted(os.listdir(folder)) if name.endswith(".py")]
     config.addinivalue_line("filterwarnings", r"error:::(bmn|test_\w+|%s)(\.|$)" % "|".join(ours))
     config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+    # Where we fork beside threads (the guard of bmn/machine/peers.py, fuzz.py), it is by choice.
+    config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
 
 
 @pytest.fixture(scope="session")
