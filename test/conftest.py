@@ -8,9 +8,19 @@ import pytest
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")       # as bmn.machine.device, which programs import before torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.environ.get("BMN_SHARED", os.path.join(os.path.dirname(ROOT), "shared"))
-for _folder in (ROOT, os.path.join(ROOT, "tools"), os.path.dirname(os.path.abspath(__file__))):
+FOLDERS = (ROOT, os.path.join(ROOT, "tools"), os.path.dirname(os.path.abspath(__file__)))
+for _folder in FOLDERS:
     if _folder not in sys.path:
         sys.path.insert(0, _folder)
+
+
+def pytest_configure(config):
+    """A warning about our own code is an error: what is deprecated today does not run tomorrow."""
+    ours = [name[:-len(".py")] for folder in FOLDERS for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+    config.addinivalue_line("filterwarnings", r"error:::(bmn|test_\w+|%s)(\.|$)" % "|".join(ours))
+    config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+    # Where we fork beside threads (the guard of bmn/machine/peers.py, fuzz.py), it is by choice.
+    config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
 
 
 @pytest.fixture(scope="session")

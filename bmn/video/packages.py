@@ -25,6 +25,10 @@ def package(name: str, what_for: str) -> ModuleType:
         UserError: it is not installed, or it cannot be imported.
     """
     if importlib.util.find_spec(name) is None:
+        if name == "onnxruntime" and sys.version_info >= (3, 15):
+            raise UserError("%s needs the package %s, which requirements-video.txt leaves out from Python 3.15 on, "
+                            "because it had no wheel there: try %s -m pip install %s, or use Python 3.11 to 3.14"
+                            % (what_for, name, sys.executable, name))
         raise UserError("%s needs the package %s, which %s does not have: install it with %s -m pip install -r "
                         "requirements-video.txt" % (what_for, name, sys.executable, sys.executable))
     try:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,10 @@ def test_make_takes_an_interpreter_by_a_relative_path(tmp_path):
     done = subprocess.run(["make", "-n", "demo", "VENV=none", "PYTHON=./python"], cwd=str(tmp_path),
                           capture_output=True, text=True, check=False)
     assert "cd demo && %s/python ../main.py" % tmp_path in done.stdout
+
+
+@pytest.mark.parametrize("module, error", [("bmn.data.features", True), ("eval", True), ("convert_checkpoint", True),
+                                           ("test_models", True), ("evaluation", False), ("torch.jit", False)])
+def test_a_warning_about_our_own_code_is_an_error(module, error):
+    with pytest.raises(FutureWarning) if error else pytest.warns(FutureWarning):
+        warnings.warn_explicit("soon", FutureWarning, "module.py", 1, module=module)

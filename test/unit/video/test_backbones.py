@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers", reason="backbones need transf
 Image = pytest.importorskip("PIL.Image", reason="backbones need Pillow (requirements-video.txt)")
 
 from bmn.errors import UserError
-from bmn.video import backbones, packages
+from bmn.video import backbones
 
 CPU = torch.device("cpu")
 
@@ -171,8 +171,3 @@ def test_options_of_onnx_files_are_theirs_alone(tmp_path):
     path, _ = networks.onnx_file(tmp_path / "net.onnx", ["n", 3, 20, 24], kind="UINT8")
     with pytest.raises(UserError, match="takes bytes"):
         backbones.open_backbone(path, CPU, 1, None, [1, 1, 1])
-
-
-def test_a_package_that_is_missing_is_asked_for_by_name():
-    with pytest.raises(UserError, match=r"^a needs the package no_such_thing, .* -m pip install -r requirements-video"):
-        packages.package("no_such_thing", "a")
