@@ -23,6 +23,7 @@ from reference import check_clone, load_reference
 from bmn.data.feature_files import read_csv
 from bmn.data.features import open_features
 from bmn.errors import run_as_program
+from bmn.options import with_defaults
 from dataset import VideoDataSet
 
 
@@ -40,8 +41,9 @@ def make_data(folder, reference, count):
         with open(os.path.join(folder, "csv_mean_100", line.split(",")[0] + ".csv"), "w") as handle:
             handle.write(",".join("f%d" % channel for channel in range(400)) + "\n")
             handle.writelines(",".join(["%.12g"] * 400) % tuple(row) + "\n" for row in random.randn(100, 400).tolist())
-    return {"mode": "train", "temporal_scale": 100, "feat_dim": 400, "video_info": os.path.join(folder, "info.csv"),
-            "video_anno": os.path.join(annotations, "anet_anno_action.json"), "feature_path": folder + os.sep}
+    given = {"mode": "train", "video_info": os.path.join(folder, "info.csv"), "feature_path": folder + os.sep,
+             "video_anno": os.path.join(annotations, "anet_anno_action.json")}
+    return dict(with_defaults(given), **given)
 
 
 def per_item(work, count, repeats=1, clock=time.process_time):

@@ -35,7 +35,7 @@ from models import BMN
 
 SCALE = 100
 BATCH = 16              # as in main.py's inference
-VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2990, "annotations": []}      # theirs
+VIDEO = {"duration_second": 123.4, "duration_frame": 3001, "feature_frame": 2992, "annotations": []}      # theirs
 REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference.py")
 
 
