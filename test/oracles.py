@@ -155,3 +155,28 @@ def soft_nms_by_the_rule(rows, opt):
                 decay = np.exp(np.array([-np.square(iou) / opt["soft_nms_alpha"]]))[0]
                 candidates[index] = (float(other * decay), first, last)
     return sorted(kept, key=lambda row: -row[0])[:opt.get("kept", 100)]
+
+
+def plain_rescaling(raw, frames, seconds, size, snippet=16):
+    """Rescaled snippets: the rule, bin by bin and sample by sample, with an interpolation of its own."""
+    fps = frames / seconds
+    step = snippet / fps
+    centre = [step / 2 + i * step for i in range(len(raw))]
+    covered = len(raw) * snippet / frames * seconds
+    if len(raw) == 1:
+        return np.array([raw[0]] * size)
+
+    def at(x):
+        right = min(max(next((i for i, c in enumerate(centre) if c >= x), len(raw)), 1), len(raw) - 1)
+        fraction = (x - centre[right - 1]) / (centre[right] - centre[right - 1])
+        return raw[right - 1] + fraction * (raw[right] - raw[right - 1])
+
+    rows = []
+    for i in range(size):
+        first = max(centre[0] + 0.0001, 1.0 / size * i * covered)
+        last = min(centre[-1] - 0.0001, 1.0 / size * (i + 1) * covered)
+        if last < centre[0] or first > centre[-1]:
+            rows.append(np.zeros(raw.shape[1]))
+        else:
+            rows.append(np.mean([at(first + (last - first) / 2 * k) for k in range(3)], axis=0))
+    return np.array(rows)

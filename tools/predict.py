@@ -63,7 +63,6 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from prepare_features import rescale_extracted, rescale_snippets
 
 import opts
 import post_processing
@@ -74,6 +73,7 @@ from bmn.data.array_files import ARRAY_EXTENSIONS
 from bmn.data.feature_files import as_rows, few, filled_columns, filled_up, own_columns, scale_of
 from bmn.data.features import EXTENSIONS, FolderFeatures, open_source, say_how_files_are_read
 from bmn.data.loaders import BLOCK
+from bmn.data.rescaling import rescale_extracted, rescale_snippets
 from bmn.data.windows import cut, joined, margin_of, padded, with_stride
 from bmn.files import check_outputs, inside
 from bmn.inputs import check_input, open_text

@@ -3,13 +3,13 @@ import os
 
 import numpy as np
 import predict
-import prepare_features
 import pytest
 import small_data
 import torch
 
 from bmn.data.annotations import Video
 from bmn.data.packed_features import header_of
+from bmn.data.rescaling import rescale_snippets
 from bmn.errors import UserError
 from bmn.results import time_axis
 from bmn.training import checkpoint
@@ -70,7 +70,7 @@ def test_raw_features_are_filled_up_as_those_that_the_network_was_trained_on(net
     np.save(str(tmp_path / "a.npy"), raw)
     (tmp_path / "lengths.csv").write_text("video,seconds\nv_a,12.5\n")
     run(monkeypatch, tmp_path, "a.npy", "--duration", "lengths.csv", "--output", "out.json")
-    rescaled = prepare_features.rescale_snippets(np.pad(raw, ((0, 0), (0, 2)), "constant"), 23 * 16, 12.5, 10)
+    rescaled = rescale_snippets(np.pad(raw, ((0, 0), (0, 2)), "constant"), 23 * 16, 12.5, 10)
     np.testing.assert_allclose(results(tmp_path / "out.json")["a"], expected(network, rescaled) * [1, 12.5, 12.5],
                                rtol=1e-4)
 
@@ -83,7 +83,7 @@ def test_a_folder_with_lengths_and_raw_features(network, tmp_path, monkeypatch):
     run(monkeypatch, tmp_path, "new", "--duration", "lengths.csv", "--output", "out.json")
     got = results(tmp_path / "out.json")
     np.testing.assert_allclose(got["a"], expected(network, features("v_a")) * [1, 30, 30], rtol=1e-5)
-    rescaled = prepare_features.rescale_snippets(features("v_b", 23), 23 * 16, 12.5, 10)
+    rescaled = rescale_snippets(features("v_b", 23), 23 * 16, 12.5, 10)
     np.testing.assert_allclose(got["b"], expected(network, rescaled) * [1, 12.5, 12.5], rtol=1e-4)
 
 
@@ -185,7 +185,7 @@ def test_raw_arrays_where_T_equals_C(rows, columns):
             return (raw if rows == 30 else raw.T), False
 
     got = predict.read_features(Source(), "v_a", Video(9.0, 9.0, 9.0), {"temporal_scale": 8, "feat_dim": 8}, 8)
-    np.testing.assert_allclose(got.T, prepare_features.rescale_snippets(raw, 30 * 16, 9.0, 8), rtol=1e-6)
+    np.testing.assert_allclose(got.T, rescale_snippets(raw, 30 * 16, 9.0, 8), rtol=1e-6)
 
 
 def test_a_bad_file_is_reported_before_anything_is_computed(network, tmp_path, monkeypatch):

@@ -7,62 +7,14 @@ import numpy as np
 import prepare_features
 import pytest
 import small_data
-from prepare_features import rescale_linearly, rescale_snippets
+from oracles import plain_rescaling
 
 from bmn import extracted
 from bmn.data.annotation_files import read_annotation_files
 from bmn.data.annotations import read_videos
 from bmn.data.feature_files import read_csv, write_csv
+from bmn.data.rescaling import rescale_linearly
 from bmn.errors import UserError
-
-
-def plain_rescaling(raw, frames, seconds, size, snippet=16):
-    """The rule, bin by bin and sample by sample, with an interpolation of its own."""
-    fps = frames / seconds
-    step = snippet / fps
-    centre = [step / 2 + i * step for i in range(len(raw))]
-    covered = len(raw) * snippet / frames * seconds
-    if len(raw) == 1:
-        return np.array([raw[0]] * size)
-
-    def at(x):
-        right = min(max(next((i for i, c in enumerate(centre) if c >= x), len(raw)), 1), len(raw) - 1)
-        fraction = (x - centre[right - 1]) / (centre[right] - centre[right - 1])
-        return raw[right - 1] + fraction * (raw[right] - raw[right - 1])
-
-    rows = []
-    for i in range(size):
-        first = max(centre[0] + 0.0001, 1.0 / size * i * covered)
-        last = min(centre[-1] - 0.0001, 1.0 / size * (i + 1) * covered)
-        if last < centre[0] or first > centre[-1]:
-            rows.append(np.zeros(raw.shape[1]))
-        else:
-            rows.append(np.mean([at(first + (last - first) / 2 * k) for k in range(3)], axis=0))
-    return np.array(rows)
-
-
-@pytest.mark.parametrize("snippets", [1, 2, 3, 7, 10, 12, 24, 50, 101])
-@pytest.mark.parametrize("frames,seconds", [(300, 10.0), (2303, 92.18), (418, 14.07)])
-def test_rescaling_follows_the_rule_of_the_published_features(rng, snippets, frames, seconds):
-    raw = rng.randn(snippets, 5)
-    for size in (20, 24, 100):      # 20 and 10 snippets: a tie decides whether the outermost bins are reached
-        got, want = rescale_snippets(raw, frames, seconds, size), plain_rescaling(raw, frames, seconds, size)
-        np.testing.assert_array_equal(got.any(axis=1), want.any(axis=1))
-        np.testing.assert_allclose(got, want, atol=1e-11)
-
-
-def test_bins_beyond_the_outermost_snippets_are_zero(rng):
-    got = rescale_snippets(rng.randn(5, 4), 80, 2.0, 100)       # a snippet has 20 bins: its centre is 10 bins away
-    empty = ~got.any(axis=1)
-    assert 18 <= empty.sum() <= 20 and empty[:9].all() and empty[-9:].all() and not empty[10:90].any()
-
-
-def test_linear_rescaling(rng):
-    raw = rng.randn(7, 4)
-    got = rescale_linearly(raw, 13)
-    np.testing.assert_allclose(got[::2], raw, atol=1e-12)
-    np.testing.assert_allclose(got[1::2], (raw[1:] + raw[:-1]) / 2, atol=1e-12)
-    np.testing.assert_array_equal(rescale_linearly(raw[:1], 5), np.repeat(raw[:1], 5, axis=0))
 
 
 def run(monkeypatch, *arguments):
