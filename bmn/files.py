@@ -5,6 +5,8 @@ import os
 import tempfile
 from typing import Any, Dict, Iterator
 
+import numpy as np
+
 from bmn.errors import UserError
 from bmn.inputs import read_bytes
 
@@ -12,6 +14,9 @@ try:
     import orjson  # reads a result file of half a million proposals in a fifth of the time
 except ImportError:         # where it is not installed
     orjson = None
+
+PIECE = 1 << 18             # bytes of text that are looked at at once: they fit the cache of a processor
+BEFORE_A_COLON = np.isin(np.arange(256), list(b'" \t\r\n'))       # bytes between the name of a value and its colon
 
 
 @contextlib.contextmanager
@@ -107,19 +112,56 @@ def read_json(path: str, what: str) -> Any:
     """The content of a JSON file. ``what`` names the file in error messages: "annotation file (--video_anno)".
 
     Raises:
-        UserError: the file is missing, unreadable, or not JSON.
+        UserError: the file is missing, unreadable, or not JSON, or an object in it has a name twice: a parser keeps
+            only the last, and a video would be lost without a word.
     """
     try:
-        content = read_bytes(path, what)
-        if orjson:
-            with contextlib.suppress(orjson.JSONDecodeError):       # the parser below accepts more and explains more
-                return orjson.loads(content)
-        return json.loads(content.decode("utf-8-sig"))
+        raw = read_bytes(path, what)
+        content = _parsed(raw)
+        if _names_in_text(raw) != _names(content):      # the text has more of them, or what looks like a name
+            json.loads(raw.decode("utf-8-sig"), object_pairs_hook=lambda pairs: _each_once(pairs, what, path))
+        return content
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError("%s %s is not valid JSON (%s) and may be truncated: fetch or make it again"
                         % (what, path, error)) from None
+
+
+def _parsed(raw):
+    if orjson:
+        with contextlib.suppress(orjson.JSONDecodeError):       # the parser below accepts more and explains more
+            return orjson.loads(raw)
+    return json.loads(raw.decode("utf-8-sig"))
+
+
+def _names_in_text(raw):
+    """Number of colons that follow a quotation mark or a space: the names in JSON text, and such colons in strings."""
+    text, count = np.frombuffer(raw, np.uint8), 0
+    for first in range(0, len(text) - 1, PIECE):
+        before, after = text[first:first + PIECE], text[first + 1:first + PIECE + 1]
+        count += int(BEFORE_A_COLON[before[:len(after)][after == ord(":")]].sum())
+    return count
+
+
+def _names(content):
+    """Number of names in parsed JSON, or fewer: what lies within the objects of a list is not looked at, for speed."""
+    if type(content) is dict:
+        return len(content) + sum(map(_names, content.values()))
+    if type(content) is list and content and type(content[0]) is dict:
+        return sum([len(one) for one in content if type(one) is dict])
+    return 0
+
+
+def _each_once(pairs, what, path):
+    """The dict of the (name, value) of a JSON object."""
+    content = {}
+    for name, value in pairs:
+        if name in content:
+            raise UserError("%s %s has %.80r twice in one place, of which only the last would count: remove or rename "
+                            "one" % (what, path, name))
+        content[name] = value
+    return content
 
 
 def write_json(path: str, content: Any) -> None:
