@@ -1,15 +1,17 @@
 """Files in ActivityNet's result format: {"version", "results": {id: [{"score", "segment"}]}, "external_data"}."""
 import contextlib
 import gc
+import itertools
 import json
-import warnings
 from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import read_json, replacing
-from bmn.values import label_text
+from bmn.values import label_text, number
+
+EXAMPLE = '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
 
 
 def write_results(path: str, results: Iterable[Tuple[str, str]]) -> None:
@@ -86,24 +88,49 @@ def read_both(path: str) -> Tuple[Dict[str, np.ndarray], Optional[Dict[str, list
 def _read(path):
     """(the lists of the file, {id: float64 [n, 3]})."""
     content = read_json(path, "result file")
-    try:
-        results = content["results"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # NumPy before 1.24 warns of ragged lists, which are refused below
-            score = np.array([one["score"] for rows in results.values() for one in rows])
-            segment = np.array([one["segment"] for rows in results.values() for one in rows])
-        if score.dtype.kind not in "fiu" or segment.dtype.kind not in "fiu":        # text, booleans, too large numbers
-            raise ValueError("a score or a segment is not made of numbers")
-        table = np.column_stack([score, segment if len(score) else np.empty((0, 2))]).astype(np.float64)
-        if score.ndim != 1 or table.shape[1] != 3 or not np.isfinite(table).all():
-            raise ValueError("a score or a segment is not made of finite numbers")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError("result file %s does not hold proposals (%s: %s): it should look like "
-                        '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
-                        % (path, type(error).__name__, error)) from None
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, dict):
+        raise UserError("result file %s holds no object 'results': it should look like %s" % (path, EXAMPLE))
+    try:        # all at once, because half a million proposals looked at singly take seconds
+        score = np.array([one["score"] for rows in results.values() for one in rows])
+        segments = [one["segment"] for rows in results.values() for one in rows]
+        segment = np.array(list(itertools.chain.from_iterable(segments)))
+        flawed = set(map(len, segments)) - {2} or any(
+            one.dtype.kind not in "fiu" or one.ndim != 1 for one in (score, segment))
+        table = None if flawed else np.column_stack([score, segment.reshape(-1, 2)]).astype(np.float64)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        table = None
+    if table is None or not np.isfinite(table).all():
+        raise UserError("result file %s: %s; a file should look like %s" % (path, _flaw(results), EXAMPLE))
     if not len(table):
         raise UserError("result file %s holds no proposal: run --mode inference again" % path)
     return results, dict(zip(results, np.split(table, np.cumsum([len(rows) for rows in results.values()])[:-1])))
+
+
+def _flaw(results):
+    """What is wrong with the first proposal that cannot be used, and where it is."""
+    for name, rows in results.items():
+        if not isinstance(rows, list):
+            return "video %s has %.80r, but a list of proposals is needed" % (name, rows)
+        for place, one in enumerate(rows, 1):
+            where = "proposal %d of video %s" % (place, name)
+            if not isinstance(one, dict):
+                return "%s is %.80r, but an object with score and segment is needed" % (where, one)
+            for key in ("score", "segment"):
+                if key not in one:
+                    return "%s has no %s" % (where, key)
+            if not _is_number(one["score"]):
+                return "%s has the score %.80r, but a finite number is needed" % (where, one["score"])
+            segment = one["segment"]
+            if not (isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))):
+                return "%s has the segment %.80r, but [start, end] in seconds is needed, two finite numbers" % (
+                    where, segment)
+    return "some of its numbers are too large"
+
+
+def _is_number(value):
+    """Unlike in annotations, text is none: the official evaluators would sort it as text."""
+    return not isinstance(value, str) and number(value) is not None
 
 
 @contextlib.contextmanager

@@ -57,3 +57,28 @@ def test_a_file_without_proposals_is_refused(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(UserError, match=r"result\.json holds no proposal"):
         result_files.read_proposals(str(tmp_path / "result.json"))
+
+
+@pytest.mark.parametrize("content, words", [
+    ([1], "holds no object 'results': it should look like"), ({"version": 1}, "holds no object 'results'"),
+    ({"results": [1]}, "holds no object 'results'"), ({"results": {"a": None}}, "video a has None, but a list of prop"),
+    ({"results": {"a": {"score": 1}}}, "video a has {'score': 1}, but a list"),
+    ({"results": {"b": [], "a": [[1, 2]]}}, r"proposal 1 of video a is \[1, 2\], but an object with score and segment"),
+    ({"results": {"a": [{"score": 1}]}}, "proposal 1 of video a has no segment"),
+    ({"results": {"a": [{"segment": [1, 2]}]}}, "proposal 1 of video a has no score"),
+    ({"results": {"a": [{"score": "high", "segment": [0, 1]}]}}, "proposal 1 of video a has the score 'high', but"),
+    ({"results": {"a": [{"score": 1, "segment": [0, 1, 2]}]}}, r"segment \[0, 1, 2\], but \[start, end\] in seconds"),
+    ({"results": {"a": [{"score": 1, "segment": [0, 1]}, {"score": 1, "segment": [0]}]}}, r"proposal 2 of.* a .*\[0\]"),
+    ({"results": {"a": [{"score": 1, "segment": [0, 1, 2]}, {"score": 1, "segment": [0]}]}}, r"proposal 1 of video a"),
+    ({"results": {"a": [{"score": 1, "segment": [[0], [1]]}]}}, r"1 of video a has the segment \[\[0\], \[1\]\]"),
+    ({"results": {"a": [{"score": 1, "segment": "12"}]}}, "proposal 1 of video a has the segment '12'"),
+    ({"results": {"a": [{"score": 1, "segment": None}]}}, "proposal 1 of video a has the segment None"),
+    ({"results": {"a": [{"score": float("nan"), "segment": [0, 1]}]}}, "the score nan, but a finite number"),
+    ({"results": {"a": [{"score": "0.9", "segment": [0, 1]}]}}, "the score '0.9', but a finite number"),
+    ({"results": {"a": [{"score": True, "segment": [0, 1]}]}}, "the score True"),
+    ({"results": {"a": [{"score": [1], "segment": [0, 1]}]}}, r"the score \[1\]"),
+    ({"results": {"a": [{"score": 10 ** 400, "segment": [0, 1]}]}}, "the score 1000")])
+def test_the_first_proposal_that_cannot_be_used_is_named(tmp_path, content, words):
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"result\.json.*" + words):
+        result_files.read_proposals(str(tmp_path / "result.json"))
