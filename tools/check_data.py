@@ -30,7 +30,7 @@ import numpy as np
 
 import eval as evaluation
 from bmn import extracted, parallel
-from bmn.data.annotations import COVERED, Annotations, Video
+from bmn.data.annotations import COVERED, Annotations, Video, odd_times
 from bmn.data.feature_files import few
 from bmn.data.features import open_source, remedy_for
 from bmn.data.ground_truth import ground_truth_of
@@ -73,6 +73,8 @@ def check_annotations(opt: dict) -> Dict[str, Dict[str, Video]]:
     for what, effect, names in lines:
         if names:
             print("  odd: %d %s: %s (%s)" % (len(names), what, effect, few(list(dict.fromkeys(names)))))
+    for line in odd_times({name: video for videos in subsets.values() for name, video in videos.items()}):
+        print("  odd: %s" % line)
     return subsets
 
 

@@ -48,7 +48,7 @@ from bmn.files import check_outputs
 from bmn.inputs import check_input
 from bmn.results import figures, time_axis
 from bmn.results.protocols import PROTOCOLS, Protocol
-from bmn.results.result_files import read_both
+from bmn.results.result_files import odd_times, read_both
 from bmn.values import counted
 from report import SHOWN, card, section, table, write_page
 
@@ -97,6 +97,7 @@ def measure(letter: str, path: str, name: str, ground_truth: GroundTruth, protoc
     if others:
         remarks.append("%s: %s of videos that are not measured count in the average number, as the protocol has it"
                        % (letter, counted(others, "proposal")))
+    remarks += odd_times(proposals, actions, ground_truth.lengths, letter)
     if detections is not None:
         detections = ground_truth.aligned(detections, source)
         labels = {row[0] for rows in detections.values() for row in rows}

@@ -11,6 +11,7 @@ from bmn.values import by_id, label_text, number, video_id
 SNIPPET = 16            # frames of a snippet of ActivityNet's published features; no other place knows this number
 WORDS = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
 COVERED = (0.95, 1.05)  # features that cover less or more of their video than this are worth a word
+FIRST_PART = 0.05       # where the median video has all its actions in this part, a unit may be wrong
 
 
 class Video(NamedTuple):
@@ -264,4 +265,18 @@ def remarks(annotations: Annotations, subsets: List[Dict[str, Video]]) -> List[s
     if outside:
         lines.append("%d actions lie outside their video: they get no labels, and count as missed in the evaluation "
                      "(%s)" % (len(outside), few(list(dict.fromkeys(outside)))))
+    return lines + odd_times(videos)
+
+
+def odd_times(videos: Dict[str, Video]) -> List[str]:
+    """A line for actions that begin before their video, and one where lengths and actions may be in different units."""
+    lines = []
+    early = [name for name, video in videos.items() for start, end, _ in video.actions if start < 0 <= end]
+    if early:
+        lines.append("of the actions %d begin before 0 s: their labels begin with the video (%s)"
+                     % (len(early), few(list(dict.fromkeys(early)))))
+    ends = sorted(max(end for _, end, _ in video.actions) / video.seconds for video in videos.values() if video.actions)
+    if ends and ends[len(ends) // 2] < FIRST_PART:
+        lines.append("in the median video its last action ends at %.2g %% of its length: are actions and lengths both "
+                     "in seconds?" % (100 * ends[len(ends) // 2]))
     return lines

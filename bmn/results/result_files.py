@@ -1,6 +1,4 @@
 """Files in ActivityNet's result format: {"version", "results": {id: [{"score", "segment"}]}, "external_data"}."""
-import contextlib
-import gc
 import itertools
 import json
 from typing import Dict, Iterable, List, Optional, Tuple
@@ -8,10 +6,12 @@ from typing import Dict, Iterable, List, Optional, Tuple
 import numpy as np
 
 from bmn.errors import UserError
-from bmn.files import read_json, replacing
-from bmn.values import label_text, number
+from bmn.files import no_garbage_collection, read_json, replacing
+from bmn.values import label_text, number, video_id
 
 EXAMPLE = '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
+BEYOND = 1.05       # a proposal that begins later than this part of its video is told; features may cover a bit more
+FAR = 10            # so many times nearer or farther than the last action, the last proposal is told
 
 
 def write_results(path: str, results: Iterable[Tuple[str, str]]) -> None:
@@ -50,7 +50,7 @@ def read_proposals(path: str) -> Dict[str, np.ndarray]:
     Raises:
         UserError: the file is missing, of another form, or holds no proposal.
     """
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return _read(path)[1]       # a function, so that its local objects are gone before collection starts again
 
 
@@ -133,13 +133,32 @@ def _is_number(value):
     return not isinstance(value, str) and number(value) is not None
 
 
-@contextlib.contextmanager
-def _no_garbage_collection():
-    """Switch garbage collection off. Half a million proposals are a million live objects; searching them takes long."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
+def odd_times(proposals: Dict[str, np.ndarray], actions: Dict[str, List[tuple]], lengths: Dict[str, float],
+              source: str) -> List[str]:
+    """A line for everything about the times of proposals that bends their figures: they may be in another unit.
+
+    Args:
+        proposals: {id: float64 [n, 3]} (score, start, end), of which at least one is of a video in ``actions``.
+        actions: {id: [(start, end, label)]}, the ground truth.
+        lengths: {id without v_: seconds} of the videos whose length is known.
+        source: names the proposals.
+    """
+    names = [name for name, rows in proposals.items() if len(rows)]
+    counts = np.array([len(proposals[name]) for name in names])                             # [V]
+    first = np.cumsum(counts) - counts
+    _, start, end = np.concatenate([proposals[name] for name in names]).T                   # [n] each
+    length = np.repeat([lengths.get(video_id(name), np.inf) for name in names], counts)
+    lines = []
+    for odd, what in ((end < start, "end before they start"), (
+            (start > BEYOND * length) | ((end < 0) & (start <= end)), "lie outside their video")):
+        if odd.any():
+            where = [names[video] for video in np.flatnonzero(np.logical_or.reduceat(odd, first))]
+            lines.append("%s: of %d proposals %d %s (the first in %s): are they [start, end] in seconds?"
+                         % (source, len(odd), odd.sum(), what, ", ".join(where[:3])))
+    last = dict(zip(names, np.maximum.reduceat(end, first).tolist()))
+    pairs = [(last[name], max(one[1] for one in its)) for name, its in actions.items() if name in last]
+    ours, theirs = np.median(np.array(pairs), axis=0)
+    if ours < theirs / FAR or ours > theirs * FAR or (max(last.values()) <= 1 and theirs > 2):
+        lines.append("%s: in the median video its last proposal ends at %.4g s, and the last action of the ground "
+                     "truth at %.4g s: are both files in seconds?" % (source, ours, theirs))
+    return lines

@@ -261,6 +261,26 @@ def test_actions_that_are_reversed_or_outside_are_told_and_get_no_labels(somewhe
                      "2 actions lie outside their video: they get no labels, and count as missed in the evaluation (a)"]
 
 
+@pytest.mark.parametrize("factor, told", [(1, False), (30, True), (1000, True)])
+def test_lengths_in_another_unit_are_told(somewhere, rng, factor, told):
+    (somewhere / "anno.json").write_text(json.dumps({"v%d" % video: {
+        "duration_second": seconds * factor, "subset": "train", "annotations": [
+            {"segment": sorted(rng.rand(2) * seconds), "label": 0} for _ in range(3)]}
+        for video, seconds in enumerate(rng.uniform(5, 200, 9))}))
+    annotations = Annotations(with_defaults({"video_anno": "anno.json"}))
+    lines = remarks(annotations, [annotations.subset("train")])
+    assert len(lines) == told and all(line.startswith("in the median video its last action ends at ") and
+                                      line.endswith("both in seconds?") for line in lines)
+
+
+def test_an_action_that_begins_before_its_video_is_told(somewhere):
+    (somewhere / "anno.json").write_text(json.dumps({"a": {"duration_second": 10.0, "subset": "train", "annotations": [
+        {"segment": [-10.0, 3.0], "label": 0}, {"segment": [4, 9], "label": 0}]}}))
+    annotations = Annotations(with_defaults({"video_anno": "anno.json"}))
+    assert remarks(annotations, [annotations.subset("train")]) == [
+        "of the actions 1 begin before 0 s: their labels begin with the video (a)"]
+
+
 def test_features_that_cover_another_length_are_told(somewhere):
     (somewhere / "anno.json").write_text(json.dumps({
         name: {"duration_second": 10.0, "duration_frame": 300, "feature_frame": frames, "subset": "train"}

@@ -45,6 +45,7 @@ def test_everything_that_is_wrong_is_listed(tmp_path, capsys):
     ({"annotations": [{"segment": [4, 4], "label": "x"}]}, "1 actions have no length: "),
     ({"annotations": [{"segment": [5, 4], "label": "x"}]}, "1 actions end before they start: they are left out"),
     ({"annotations": [{"segment": [11, 14], "label": "x"}]}, "1 actions lie outside their video: they get no labels"),
+    ({"annotations": [{"segment": [-9, 4], "label": "x"}]}, "odd: of the actions 1 begin before 0 s: their labels"),
     ({"annotations": [{"segment": [9.7, 9.9], "label": "x"}]}, "1 actions begin after the end of their features"),
     ({"annotations": [{"segment": [2, 19], "label": "x"}]}, "1 actions end more than a second after"),
     ({"annotations": [{"segment": [2, 4]}]}, "1 actions have no label"),
