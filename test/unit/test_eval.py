@@ -286,8 +286,8 @@ def test_times_that_bend_the_figures_are_told(job, capsys):
         "seconds?",
         "result file result.json: of 2 proposals 1 lie outside their video (the first in a): are they [start, end] in "
         "seconds?",
-        "result file result.json: in the median video its last proposal ends at 6000 s, and the last action of the ground "
-        "truth at 130 s: are both files in seconds?"]
+        "result file result.json: in the median video its last proposal ends at 6000 s, and the last action of the "
+        "ground truth at 130 s: are both files in seconds?"]
     detections = {"a": [("Polo", 1.0, [3000, 6000])]}
     said = []
     detection.evaluate_detection(with_defaults(dict(job, ground_truth="own.json")),
