@@ -166,9 +166,16 @@ def _read_csv(path, option) -> Tuple[List[str], List[dict]]:
             twice = [column for index, column in enumerate(header) if column and column in header[:index]]
             if twice:
                 raise UserError("%s %s has two columns '%s': remove or rename one" % (option, path, twice[0]))
-            return header, list(rows)
+            rows = list(rows)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("%s %s is not a CSV text file (%s): give another file" % (option, path, error)) from None
+    longer = next((row for row in rows if any(row.get(None, ()))), None)
+    if longer is not None:      # a comma within a cell moves all cells behind it
+        cells = [longer[column] for column in header] + longer[None]
+        raise UserError("%s %s has a row of %d cells below its %d columns (%.80r): put text with a comma into "
+                        "quotation marks, and write numbers with a point"
+                        % (option, path, len(cells), len(header), ",".join(cells)))
+    return header, rows
 
 
 def read_blocked(path: str) -> List[str]:

@@ -300,6 +300,7 @@ def test_features_that_cover_another_length_are_told(somewhere):
     ("a.csv", "video,start,end,duration,subset\na,1,2,9,train\na,1,2,8,train\n", "two lengths, 9 and 8"),
     ("a.csv", "video,start,end,duration,subset\na,1,zwei,9,train\n", r"the segment \['1', 'zwei'\]"),
     ("a.csv", "video,start,end,duration,subset\na,1,2,9,train\na,1,2,9,val\n", "video a two subsets, train and val"),
+    ("a.csv", "video,start,end,subset\na,1,5,2,5,train\n", r"a row of 6 cells below its 4 columns \('a,1,5,2,5,train"),
     ("a.csv", "video,start,end,start,subset\na,1,2,9,train\n", "two columns 'start'"),
     ("a.csv", "video;start;end\na;1;2\n", "separated by commas, but is 'video;start;end'"),
     ("a.csv", "video\tstart\tend\na\t1\t2\n", "separated by commas, but is"), ("a.csv", "", "no column 'video'"),

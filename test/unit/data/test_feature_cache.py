@@ -45,7 +45,8 @@ def opened(opt, names=NAMES, lines=None):
 
 
 def path(opt, name, extension=".npy"):
-    return os.path.join(opt["data_path"], "csv_mean_10", name + extension)
+    folder = os.path.join(opt["data_path"], "csv_mean_10")
+    return os.path.join(folder if os.path.isdir(folder) else opt["data_path"], name + extension)
 
 
 def change(opt, name):
@@ -179,7 +180,19 @@ def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_reported(opt, d
     assert packed_path(opt) in str(error.value)
     lines = []
     opened(opt, lines=lines)
-    assert "made again" in lines[0]
+    assert lines[0].endswith("the file is made again") and packed_path(opt) in lines[0]
+
+
+def test_why_a_packed_file_is_made_again_is_told(opt):
+    """... also where the sources are wrong as well, and the old file stays."""
+    opt["data_path"] = os.path.join(opt["data_path"], "csv_mean_10")
+    opened(opt)
+    lines = []
+    with pytest.raises(UserError, match=r"v_a\.csv has 10 rows"):
+        open_features(dict(opt, temporal_scale=20), NAMES, log=lines.append)
+    assert lines[0].endswith("csv_mean_10.float32.safetensors have the shape [6, 10] for video v_a, but --feat_dim is "
+                             "6 and --temporal_scale 20 (C x T): the file is made again")
+    opened(opt)
 
 
 def test_a_packed_file_can_be_the_data_path(opt):
@@ -307,7 +320,7 @@ def test_a_flipped_bit_in_a_name_of_the_header_is_repaired(opt, reads):
         handle.write(content[:at] + b"z" + content[at + 1:])
     lines = []
     opened(opt, lines=lines)
-    assert reads.names == NAMES * 2 and any("is damaged" in line for line in lines)
+    assert reads.names == NAMES * 2 and any("are damaged" in line for line in lines)
     opened(opt)
     assert reads.names == NAMES * 2
 
