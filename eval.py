@@ -253,7 +253,9 @@ def baselines(ground_truth: Dict[str, List[tuple]], training: Dict[str, Video], 
         chosen = best_list(actions, protocol.recall_at, number)
         if len(chosen):         # none, where no proposal meets an action: they have no length, or lie outside
             name = "the best list without features"
-            lists[name if len(chosen) == number else "%s (%d long)" % (name, len(chosen))] = lambda: chosen
+            if len(chosen) < number:
+                name += " (%s)" % counted(len(chosen), "proposal")
+            lists[name] = lambda: chosen
     return {what: average_recall(
         ground_truth, {name: in_seconds(make(), seconds[video_id(name)]) for name in ground_truth},
         protocol.points, protocol.recall_at, protocol.points) for what, make in lists.items()}

@@ -57,7 +57,7 @@ def replacing(path: str, durable: bool = True) -> Iterator[str]:
 
 
 def check_writable(path: str) -> None:
-    """Make the folder of ``path`` and check that a file can be written there. ``path`` itself is not touched.
+    """Check that a file can be written at ``path``, or in the first of its folders that is there. Nothing is made.
 
     Raises:
         UserError: no file can be written there, or ``path`` is a folder, a device or the like.
@@ -65,12 +65,21 @@ def check_writable(path: str) -> None:
     try:
         path = os.path.realpath(path)
         _refuse_what_is_no_file(path)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.TemporaryFile(dir=os.path.dirname(path)):
+        with tempfile.TemporaryFile(dir=_folder_that_is_there(path)):
             pass
     except (OSError, ValueError) as error:      # ValueError: a name with a zero byte
         raise UserError("cannot write %s (%s): give a path that can be written"
                         % (path, getattr(error, "strerror", None) or error)) from error
+
+
+def _folder_that_is_there(path):
+    folder = os.path.dirname(path)
+    while True:
+        try:
+            os.stat(folder)
+            return folder
+        except FileNotFoundError:       # a run makes it when it writes; what is in the way raises another error
+            folder = os.path.dirname(folder)
 
 
 def _refuse_what_is_no_file(path):

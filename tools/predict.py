@@ -22,14 +22,14 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
-from bmn.options import DEFAULTS, INDEX, OPTIONS, RECORDED_OPTIONS, with_defaults
+from bmn.options import DEFAULTS, INDEX, OPTIONS, RECORDED_OPTIONS, Parser, with_defaults
 
 SOFT_NMS = ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres", "kept")
 WINDOWS = ("window_overlap", "feature_stride", "feature_snippet")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", metavar="FEATURES", help="file or folder of features, or of videos")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")

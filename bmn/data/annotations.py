@@ -134,11 +134,10 @@ class Annotations:
         return self._read[subset]
 
     def _read_subset(self, subset):
-        wanted = subset_word(self.opt, subset)
-        subsets = self.subsets()
+        wanted, subsets = subset_word(self.opt, subset), self.subsets()
         names = [name for name, its_subset in subsets.items() if same_subset(wanted, its_subset)]
         if not names:
-            raise UserError(self._no_such_subset(subset, wanted, subsets))
+            raise UserError(self.no_such_subset(subset))
         absent = [name for name in names if video_id(name) not in self._found]
         if absent and not all(file.form == annotation_files.ROWS for file in self.files):
             raise UserError("--video_anno %s lacks %d of the %d %s videos of --video_info %s (the first: %s): give "
@@ -155,7 +154,13 @@ class Annotations:
         except UserError:
             return None
 
-    def _no_such_subset(self, subset, wanted, subsets):
+    def has(self, subset: str) -> bool:
+        """Whether a video is of a subset; the argument is that of :meth:`subset`."""
+        return any(same_subset(subset_word(self.opt, subset), one) for one in self.subsets().values())
+
+    def no_such_subset(self, subset: str) -> str:
+        """The sentence for a subset that is not there."""
+        wanted, subsets = subset_word(self.opt, subset), self.subsets()
         option = {"train": "--training_subset %s" % wanted, "validation": "--validation_subset %s" % wanted}.get(
             subset, "'%s'" % wanted)
         there = sorted(set(subsets.values()) - {""})
@@ -285,14 +290,12 @@ def remarks(annotations: Annotations, subsets: List[Dict[str, Video]]) -> List[s
 
 
 def odd_times(videos: Dict[str, Video]) -> List[str]:
-    """A line for actions that begin before their video, and one where lengths and actions may be in different units."""
-    lines = []
+    """A line for actions that begin before their video, and one where their unit may not be that of the lengths."""
     early = [name for name, video in videos.items() for start, end, _ in video.actions if start < 0 <= end]
-    if early:
-        lines.append("of the actions %d begin before 0 s: their labels begin with the video (%s)"
-                     % (len(early), few(list(dict.fromkeys(early)))))
+    lines = ["of the actions %d begin before 0 s: their labels begin with the video (%s)"
+             % (len(early), few(list(dict.fromkeys(early))))] if early else []
     ends = sorted(max(end for _, end, _ in video.actions) / video.seconds for video in videos.values() if video.actions)
     if ends and ends[len(ends) // 2] < FIRST_PART:
-        lines.append("in the median video its last action ends at %.2g %% of its length: are actions and lengths both "
-                     "in seconds?" % (100 * ends[len(ends) // 2]))
+        lines += ["in the median video its last action ends at %.2g %% of its length: are both in seconds?"
+                  % (100 * ends[len(ends) // 2])]
     return lines

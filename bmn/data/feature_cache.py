@@ -130,12 +130,29 @@ def _alone(path, log):
     folder, name = os.path.split(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "." + name + ".lock"), "a+") as lock:
-            if _locked(lock, log, path):
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(open(os.path.join(folder, "." + name + ".lock"), "a+"))
+            locked = _locked(lock, log, path)
+            while locked and not _is_there(lock):       # whoever held it could not pack, and removed it
+                lock = stack.enter_context(open(lock.name, "a+"))
+                locked = _locked(lock, log, path)
+            if locked:
                 _clear_leftovers(folder, name, lock)
-            yield
+            try:
+                yield
+            finally:
+                if locked and not os.path.exists(path):
+                    os.remove(lock.name)
     except OSError as error:
         raise UserError("cannot write %s (%s)" % (path, error.strerror or error)) from error
+
+
+def _is_there(lock):
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.stat(lock.name), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _locked(lock, log, path):

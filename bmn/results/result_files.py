@@ -7,7 +7,7 @@ import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import no_garbage_collection, read_json, replacing
-from bmn.values import label_text, number, video_id
+from bmn.values import label_text, number, seconds_text, video_id
 
 EXAMPLE = '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
 BEYOND = 1.05       # a proposal that begins later than this part of its video is told; features may cover a bit more
@@ -159,6 +159,6 @@ def odd_times(proposals: Dict[str, np.ndarray], actions: Dict[str, List[tuple]],
     pairs = [(last[name], max(one[1] for one in its)) for name, its in actions.items() if name in last]
     ours, theirs = np.median(np.array(pairs), axis=0)
     if ours < theirs / FAR or ours > theirs * FAR or (max(last.values()) <= 1 and theirs > 2):
-        lines.append("%s: in the median video its last proposal ends at %.4g s, and the last action of the ground "
-                     "truth at %.4g s: are both files in seconds?" % (source, ours, theirs))
+        lines.append("%s: in the median video its last proposal ends at %s s, and the last action of the ground "
+                     "truth at %s s: are both files in seconds?" % (source, seconds_text(ours), seconds_text(theirs)))
     return lines

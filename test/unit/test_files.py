@@ -56,8 +56,11 @@ def test_unwritable_places_are_named(tmp_path):
         for attempt in (check_writable, lambda p: write_json(p, 1)):
             with pytest.raises(UserError, match="cannot write"):
                 attempt(str(path))
-    check_writable(str(tmp_path / "new" / "x.json"))
-    assert os.listdir(str(tmp_path / "new")) == []
+    for name in ("x" * 300, "file", "file/y"):
+        with pytest.raises(UserError, match="cannot write"):
+            check_writable(str(tmp_path / name / "new" / "x.json"))
+    check_writable(str(tmp_path / "new" / "newer" / "x.json"))
+    assert os.listdir(str(tmp_path)) == ["file"]        # a run that is refused leaves no empty folders
 
 
 @pytest.mark.parametrize("content,word", [
@@ -135,7 +138,7 @@ def test_a_name_that_an_object_has_twice_is_refused_wherever_it_is(tmp_path, mon
 def test_ordinary_files_are_parsed_once(tmp_path, monkeypatch):
     """... because a second parse, which looks for names that are there twice, takes ten times as long."""
     content = {"database": {"v_%d" % index: {
-        "duration": 9.5, "url": "https://x/?v=%d" % index, "annotations": [{"segment": [1, 2.5], "label": "a: b"}]}
+        "duration": 9.5, "url": "s3://x/?v=%d" % index, "annotations": [{"segment": [1, 2.5], "label": "a: b"}]}
         for index in range(4)}, "taxonomy": [{"node": 1}], "results": {"a": [{"score": 1, "segment": [1, 2]}], "b": []}}
     monkeypatch.setattr(files, "_each_once", lambda *_: pytest.fail("parsed again"))
     for indent in (None, 1):

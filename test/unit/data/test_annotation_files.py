@@ -270,7 +270,7 @@ def test_lengths_in_another_unit_are_told(somewhere, rng, factor, told):
     annotations = Annotations(with_defaults({"video_anno": "anno.json"}))
     lines = remarks(annotations, [annotations.subset("train")])
     assert len(lines) == told and all(line.startswith("in the median video its last action ends at ") and
-                                      line.endswith("both in seconds?") for line in lines)
+                                      line.endswith("are both in seconds?") for line in lines)
 
 
 def test_an_action_that_begins_before_its_video_is_told(somewhere):

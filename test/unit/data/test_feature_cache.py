@@ -287,6 +287,27 @@ def test_the_table_of_a_packed_video_has_time_in_its_rows(tmp_path):
     np.testing.assert_array_equal(fitted(*packed.table("v_a"), 6, 6, "v_a"), numbers.T)
 
 
+def test_a_folder_that_cannot_be_packed_is_left_as_it_was(opt, monkeypatch):
+    """No lock file stays; who waited for the lock that was removed takes the new one."""
+    np.save(path(opt, "v_a"), np.full((10, 6), np.nan))
+    os.remove(path(opt, "v_a", ".csv"))
+    before = sorted(os.listdir(opt["data_path"]))
+    with pytest.raises(UserError, match="v_a"):
+        open_features(opt, NAMES, log=lambda line: None)
+    assert sorted(os.listdir(opt["data_path"])) == before
+    removed, locked = [], feature_cache._locked
+
+    def removed_meanwhile(lock, log, path):
+        if not removed:
+            removed.append(os.remove(lock.name))
+        return locked(lock, log, path)
+
+    monkeypatch.setattr(feature_cache, "_locked", removed_meanwhile)
+    with feature_cache._alone(packed_path(opt), print), open(packed_path(opt), "w"):
+        assert feature_cache.fcntl is None or os.path.exists(
+            os.path.join(opt["data_path"], ".csv_mean_10.float32.safetensors.lock"))
+
+
 def test_a_disk_that_fails_while_it_is_locked_is_reported(opt, monkeypatch):
     def fails(*_):
         raise OSError(errno.EIO, "Input/output error")
