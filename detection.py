@@ -11,7 +11,7 @@ from bmn.data.segments import intersection, tiou
 from bmn.errors import UserError
 from bmn.results.classification import read_classification
 from bmn.results.protocols import PROTOCOLS, Protocol
-from bmn.results.result_files import read_proposals, write_results
+from bmn.results.result_files import odd_times, read_proposals, write_results
 from bmn.values import counted
 
 FILE = "result_detection.json"
@@ -46,6 +46,9 @@ def evaluate_detection(opt: dict, ground_truth: GroundTruth, detections: Optiona
         log("%s: its rows have labels, so they are measured as detections" % source)
         detections = ground_truth.aligned(detections, source)
     evaluation.count_missed(actions, detections, source)
+    for line in odd_times({name: as_proposals(rows) for name, rows in detections.items()}, actions,
+                          ground_truth.lengths, source):
+        log(line)
     precision = mean_average_precision(actions, detections, protocol, ambiguous)
     for threshold, value in zip(protocol.precision_at, precision.tolist()):
         if round(threshold, 2) in protocol.reported_at:
@@ -88,6 +91,11 @@ def classify(proposals: np.ndarray, classes: Sequence[Tuple[str, float]]) -> Lis
     rows = [(label, score * weight, segment) for label, weight in classes
             for score, *segment in proposals.tolist()]
     return sorted(rows, key=lambda row: -row[1])
+
+
+def as_proposals(detections: List[Tuple[str, float, List[float]]]) -> np.ndarray:
+    """float64 [n, 3] (score, start, end) of the detections of a video, without their labels."""
+    return np.array([(score, *segment) for _, score, segment in detections], np.float64).reshape(-1, 3)
 
 
 def mean_average_precision(ground_truth: Dict[str, List[tuple]], detections: Dict[str, List[tuple]],

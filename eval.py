@@ -12,7 +12,7 @@ from bmn.options import with_defaults
 from bmn.results import figures
 from bmn.results.baselines import best_list, in_seconds, random_list
 from bmn.results.protocols import PROTOCOLS, Protocol
-from bmn.results.result_files import read_proposals
+from bmn.results.result_files import odd_times, read_proposals
 from bmn.values import counted, video_id
 
 SUBSET = "validation"
@@ -54,8 +54,8 @@ def first_hits(segments: np.ndarray, video_of: np.ndarray, candidates: List[np.n
     first = np.full((len(tiou_thresholds), len(segments)), np.iinfo(int).max)
     for row, threshold in zip(first, tiou_thresholds):
         hit = np.flatnonzero(overlap >= threshold)
-        found, where = np.unique(segment[hit], return_index=True)       # the first index of each is the best ranked
-        row[found] = rank[hit[where]]
+        hit = hit[np.flatnonzero(np.diff(segment[hit], prepend=-1))]        # the best ranked of each
+        row[segment[hit]] = rank[hit]
     return first
 
 
@@ -158,15 +158,18 @@ def run_evaluation(ground_truth_filename: str, proposal_filename: str, max_avg_n
         raise UserError("ground truth %s has no action of a video of subset '%s': give the file that holds this subset"
                         % (ground_truth_filename, subset))
     proposals = ground_truth.aligned(read_proposals(proposal_filename), source)
-    return _evaluate(ground_truth.actions, proposals, source, max_avg_nr_proposals, np.asarray(tiou_thresholds))
+    return _evaluate(ground_truth.actions, ground_truth.lengths, proposals, source, max_avg_nr_proposals,
+                     np.asarray(tiou_thresholds))
 
 
-def _evaluate(ground_truth, proposals, source, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS, points=100):
-    missed = count_missed(ground_truth, proposals, source)
+def _evaluate(actions, lengths, proposals, source, max_avg_nr_proposals=100, tiou_thresholds=THRESHOLDS, points=100):
+    missed = count_missed(actions, proposals, source)
     if missed:
-        print("no proposals for %d of %s: counted as missed" % (missed, counted(len(ground_truth), "video")),
+        print("no proposals for %d of %s: counted as missed" % (missed, counted(len(actions), "video")),
               flush=True)
-    curve = average_recall(ground_truth, proposals, max_avg_nr_proposals, tiou_thresholds, points)
+    for line in odd_times(proposals, actions, lengths, source):
+        print(line, flush=True)
+    curve = average_recall(actions, proposals, max_avg_nr_proposals, tiou_thresholds, points)
     print("\tArea Under the AR vs AN curve: %s%%" % area_under_curve(curve[0], curve[1]), flush=True)
     return curve
 
@@ -221,7 +224,8 @@ def evaluation_proposal(opt: dict, proposals: Optional[Dict[str, np.ndarray]] = 
               % (counted(ground_truth.videos, "video"), ground_truth.source), flush=True)
         return None
     proposals = ground_truth.aligned(read_proposals(opt["result_file"]) if proposals is None else proposals, source)
-    curve = _evaluate(actions, proposals, source, protocol.points, protocol.recall_at, protocol.points)
+    curve = _evaluate(actions, ground_truth.lengths, proposals, source, protocol.points, protocol.recall_at,
+                      protocol.points)
     for number in protocol.numbers:
         recall = average_recall_at(curve[2], number)
         # Scripts look for AR@100, with all its digits.
@@ -250,7 +254,9 @@ def baselines(ground_truth: Dict[str, List[tuple]], training: Dict[str, Video], 
         chosen = best_list(actions, protocol.recall_at, number)
         if len(chosen):         # none, where no proposal meets an action: they have no length, or lie outside
             name = "the best list without features"
-            lists[name if len(chosen) == number else "%s (%d long)" % (name, len(chosen))] = lambda: chosen
+            if len(chosen) < number:
+                name += " (%s)" % counted(len(chosen), "proposal")
+            lists[name] = lambda: chosen
     known = [name for name in ground_truth if video_id(name) in seconds]
     return {what: average_recall(
         ground_truth, {name: in_seconds(make(), seconds[video_id(name)]) for name in known},

@@ -42,11 +42,11 @@ from bmn.results.score_tables import FOLDER, CsvExport
 from bmn.training import checkpoint, recorded, resuming, run_folder
 from bmn.training.training import Training
 from bmn.values import counted
-from checks import TRAINING, check_files, saves_tables
 from dataset import VideoDataSet, load
 from detection import evaluate_detection
 from eval import evaluation_proposal
 from models import BMN
+from preflight import TRAINING, check_files, saves_tables
 from report import write_report
 
 USUAL_HELPERS = DEFAULTS["post_process_thread"]

@@ -6,15 +6,10 @@ import sys
 from typing import List, Optional, Sequence
 
 from bmn.errors import UserError
-from bmn.options import DATA_PATH_NAMES, DEFAULTS, GROUPS, OPTIONS, Option, with_defaults
+from bmn.options import DATA_PATH_NAMES, DEFAULTS, GROUPS, OPTIONS, Option, Parser, with_defaults
 
 POINTS = 10 ** 8    # sampled points of all proposals, N * K * T * T; a million at the defaults
 FEW = 2 ** 14       # proposals whose points are at least held at once, however few there are
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError("%s (python3 main.py --help lists all options)" % message)
 
 
 def parse_opt(argv: Optional[List[str]] = None,
@@ -46,7 +41,7 @@ def parse_opt(argv: Optional[List[str]] = None,
 
 def _parser(description, more):
     """A parser whose result has only the options that were given."""
-    parser = _Parser(prog=os.path.basename(sys.argv[0]), allow_abbrev=False, description=description,
+    parser = Parser(prog=os.path.basename(sys.argv[0]), allow_abbrev=False, description=description,
                      argument_default=argparse.SUPPRESS)
     for title, options in [*GROUPS.items(), ("this tool alone", more)]:
         group = parser.add_argument_group(title)

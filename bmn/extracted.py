@@ -54,7 +54,9 @@ def read_lengths(folder: str) -> Dict[str, Length]:
                 values = [number(row.get(name)) for name in COLUMNS[1:]]
                 if None in values or min(values) <= 0:
                     raise ValueError("video %.80r has no lengths" % row.get("video"))
-                lengths[row["video"]] = Length(values[0], int(values[1]), values[2], int(values[3]), values[4])
+                length = Length(values[0], int(values[1]), values[2], int(values[3]), values[4])
+                if lengths.setdefault(row["video"], length) != length:
+                    raise ValueError("video %.80r has two rows that differ" % row["video"])
     except (ValueError, KeyError, csv.Error) as error:
         if isinstance(error, UserError):
             raise

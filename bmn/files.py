@@ -1,9 +1,12 @@
 """Reading and writing files. Errors say what is wrong, and a file gets its final name only when it is complete."""
 import contextlib
+import gc
 import json
 import os
 import tempfile
 from typing import Any, Dict, Iterator
+
+import numpy as np
 
 from bmn.errors import UserError
 from bmn.inputs import read_bytes
@@ -12,6 +15,9 @@ try:
     import orjson  # reads a result file of half a million proposals in a fifth of the time
 except ImportError:         # where it is not installed
     orjson = None
+
+PIECE = 1 << 18             # bytes of text that are looked at at once: they fit the cache of a processor
+BEFORE_A_COLON = np.isin(np.arange(256), list(b'" \t\r\n'))       # bytes between the name of a value and its colon
 
 
 @contextlib.contextmanager
@@ -51,7 +57,7 @@ def replacing(path: str, durable: bool = True) -> Iterator[str]:
 
 
 def check_writable(path: str) -> None:
-    """Make the folder of ``path`` and check that a file can be written there. ``path`` itself is not touched.
+    """Check that a file can be written at ``path``, or in the first of its folders that is there. Nothing is made.
 
     Raises:
         UserError: no file can be written there, or ``path`` is a folder, a device or the like.
@@ -59,12 +65,21 @@ def check_writable(path: str) -> None:
     try:
         path = os.path.realpath(path)
         _refuse_what_is_no_file(path)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.TemporaryFile(dir=os.path.dirname(path)):
+        with tempfile.TemporaryFile(dir=_folder_that_is_there(path)):
             pass
     except (OSError, ValueError) as error:      # ValueError: a name with a zero byte
         raise UserError("cannot write %s (%s): give a path that can be written"
                         % (path, getattr(error, "strerror", None) or error)) from error
+
+
+def _folder_that_is_there(path):
+    folder = os.path.dirname(path)
+    while True:
+        try:
+            os.stat(folder)
+            return folder
+        except FileNotFoundError:       # a run makes it when it writes; what is in the way raises another error
+            folder = os.path.dirname(folder)
 
 
 def _refuse_what_is_no_file(path):
@@ -107,19 +122,68 @@ def read_json(path: str, what: str) -> Any:
     """The content of a JSON file. ``what`` names the file in error messages: "annotation file (--video_anno)".
 
     Raises:
-        UserError: the file is missing, unreadable, or not JSON.
+        UserError: the file is missing, unreadable, or not JSON, or an object in it has a name twice: a parser keeps
+            only the last, and a video would be lost without a word.
     """
     try:
-        content = read_bytes(path, what)
-        if orjson:
-            with contextlib.suppress(orjson.JSONDecodeError):       # the parser below accepts more and explains more
-                return orjson.loads(content)
-        return json.loads(content.decode("utf-8-sig"))
+        raw = read_bytes(path, what)
+        content = _parsed(raw)
+        if _names_in_text(raw) != _names(content):      # the text has more of them, or what looks like a name
+            json.loads(raw.decode("utf-8-sig"), object_pairs_hook=lambda pairs: _each_once(pairs, what, path))
+        return content
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError("%s %s is not valid JSON (%s) and may be truncated: fetch or make it again"
                         % (what, path, error)) from None
+
+
+def _parsed(raw):
+    if orjson:
+        with contextlib.suppress(orjson.JSONDecodeError):       # the parser below accepts more and explains more
+            return orjson.loads(raw)
+    return json.loads(raw.decode("utf-8-sig"))
+
+
+def _names_in_text(raw):
+    """Number of colons that follow a quotation mark or a space: the names in JSON text, and such colons in strings."""
+    text, count = np.frombuffer(raw, np.uint8), 0
+    for first in range(0, len(text) - 1, PIECE):
+        before, after = text[first:first + PIECE], text[first + 1:first + PIECE + 1]
+        count += int(BEFORE_A_COLON[before[:len(after)][after == ord(":")]].sum())
+    return count
+
+
+def _names(content):
+    """Number of names in parsed JSON, or fewer: what lies within the objects of a list is not looked at, for speed."""
+    if type(content) is dict:
+        return len(content) + sum(map(_names, content.values()))
+    if type(content) is list and content and type(content[0]) is dict:
+        return sum([len(one) for one in content if type(one) is dict])
+    return 0
+
+
+def _each_once(pairs, what, path):
+    """The dict of the (name, value) of a JSON object."""
+    content = {}
+    for name, value in pairs:
+        if name in content:
+            raise UserError("%s %s has %.80r twice in one place, of which only the last would count: remove or rename "
+                            "one" % (what, path, name))
+        content[name] = value
+    return content
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Switch garbage collection off. Half a million proposals are a million live objects; searching them takes long."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def write_json(path: str, content: Any) -> None:

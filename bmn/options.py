@@ -6,9 +6,18 @@ here, and nothing that such programs import may import opts.
 """
 import argparse
 import os
+import sys
 from typing import Any, Callable, NamedTuple, Tuple, Union
 
+from bmn.errors import UserError
 from bmn.layouts import LAYOUTS
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the command line whose errors are a sentence, and not the usage of all options."""
+
+    def error(self, message):
+        raise UserError("%s (python3 %s --help lists all options)" % (message, sys.argv[0]))
 
 
 class Option(NamedTuple):

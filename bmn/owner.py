@@ -44,7 +44,7 @@ class Owner:
         self._log, self._ended, self._lock = log, threading.Event(), threading.Lock()
         self._me = {"process": os.getpid(), "machine": platform.node(), "kernel": _kernel(),
                     "since": time.strftime("%Y-%m-%d %H:%M:%S"), "key": os.urandom(8).hex()}
-        self._beats, self._handle = 0, None
+        self._beats, self._handle, self._made = 0, None, False
 
     def __enter__(self) -> "Owner":
         self._take()
@@ -60,7 +60,15 @@ class Owner:
                 with contextlib.suppress(OSError):
                     if self._is_ours():
                         os.ftruncate(self._handle, 0)
+                        self._remove_an_empty_folder()
                 self._forget()
+
+    def _remove_an_empty_folder(self):
+        """A run that was refused leaves no folder that it made. Who just opened the file sees that it is gone."""
+        folder = os.path.dirname(self.path)
+        if self._made and os.listdir(folder) == [FILE]:
+            os.remove(self.path)
+            os.rmdir(folder)
 
     def check(self) -> None:
         """Make sure that the folder is still ours; every write into it comes after this. A removed one is made again.
@@ -77,6 +85,7 @@ class Owner:
 
     def _take(self):
         try:
+            self._made = self._made or not os.path.isdir(os.path.dirname(self.path))
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             locked = _locked(self._handle)

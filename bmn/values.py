@@ -20,6 +20,11 @@ def number(value: Any) -> Optional[float]:
         return None
 
 
+def seconds_text(value: float, digits: int = 3) -> str:
+    """A number of seconds to so many digits, from a thousand on as a whole number: "9.75", "1340"."""
+    return "%.0f" % value if abs(value) >= 1000 else "%.*g" % (digits, value)
+
+
 def counted(count: int, noun: str) -> str:
     """A number and its noun: "1 video", "2 videos", "2 classes"."""
     return "%d %s%s" % (count, noun, "" if count == 1 else "es" if noun.endswith("s") else "s")

@@ -40,17 +40,17 @@ from bmn.files import check_writable
 from bmn.progress import progress
 from bmn.results import figures
 from bmn.results.protocols import PROTOCOLS
-from bmn.values import counted
+from bmn.values import counted, seconds_text
 
 NEEDED = ("train", "validation")        # subsets of a full run
 MOST = 30                               # problems that are listed
 
 
 def check_annotations(opt: dict) -> Dict[str, Dict[str, Video]]:
-    """Print what the annotation files hold, and return {subset: {name: Video}} of the needed subsets.
+    """Print what the annotation files hold, and return {subset: {name: Video}} of those of NEEDED that are there.
 
     Raises:
-        UserError: as in annotations.Annotations and its method subset.
+        UserError: as in annotations.Annotations and its method subset, or neither subset is there.
     """
     annotations = Annotations(opt)
     for file in annotations.files:
@@ -61,9 +61,12 @@ def check_annotations(opt: dict) -> Dict[str, Dict[str, Video]]:
                            ", ".join("%s %d" % row for row in sorted(counts.items()))))
     if annotations.blocked:
         print("%s: leaves out %s" % (opt["blocked"], counted(len(annotations.blocked), "video")))
-    subsets = {subset: annotations.subset(subset) for subset in NEEDED}
+    there = [subset for subset in NEEDED if annotations.has(subset)]
+    subsets = {subset: annotations.subset(subset) for subset in there or NEEDED}
     for subset, videos in subsets.items():
         print("%s: %s" % (subset, describe(videos)))
+    for subset in sorted(set(NEEDED) - set(there)):
+        print("%s: %s" % (subset, annotations.no_such_subset(subset)))
     for line in odd_annotations(annotations, list(subsets.values())):
         print("  odd: " + str(line))
     return subsets
@@ -85,19 +88,23 @@ def describe(videos: Dict[str, Video]) -> str:
 
 def spread(seconds: List[float]) -> str:
     """Shortest, median and longest of some lengths."""
-    return "%.3g to %.4g s (median %.3g s)" % (min(seconds), max(seconds), np.median(seconds))
+    return "%s to %s s (median %s s)" % (seconds_text(min(seconds)), seconds_text(max(seconds), 4),
+                                         seconds_text(np.median(seconds)))
 
 
 def print_baselines(opt: dict, subsets: Dict[str, Dict[str, Video]]) -> None:
     """Print what proposals reach on the validation videos that look at no video."""
+    if "validation" not in subsets:
+        return
     protocol = PROTOCOLS[opt["protocol"]]
     actions = protocol.split(ground_truth_of(opt, lambda line: None).actions)[0]
     if not actions:
         print("the validation videos have no actions: there is nothing to evaluate")
         return
     print("proposals that look at no video, in percent (what a network adds to these is its own):")
-    for what, curve in evaluation.baselines(actions, subsets["train"], subsets["validation"], protocol).items():
-        print("  %-32s %s  AUC %.2f" % (what, "  ".join(
+    found = evaluation.baselines(actions, subsets.get("train", {}), subsets["validation"], protocol)
+    for what, curve in found.items():
+        print("  %-*s %s  AUC %.2f" % (max(32, *map(len, found)), what, "  ".join(
             "AR@%d %.2f" % (count, 100 * evaluation.average_recall_at(curve[2], count)) for count in protocol.numbers),
             evaluation.area_under_curve(curve[0], curve[1])))
 
@@ -209,8 +216,8 @@ def main(arguments: argparse.Namespace) -> None:
     if opt["window"]:
         check_windows(opt, {subset: {name: video for name, video in videos.items() if name in rows}
                             for subset, videos in subsets.items()}, rows)
-    print("all %d videos of train and validation can be used: T = %d, C = %d"
-          % (len(names), opt["temporal_scale"], opt["feat_dim"]) if len(rows) == len(names) else
+    print("all %d videos of %s can be used: T = %d, C = %d"
+          % (len(names), " and ".join(subsets), opt["temporal_scale"], opt["feat_dim"]) if len(rows) == len(names) else
           "%d of %s can be used (--skip_missing): T = %d, C = %d"
           % (len(rows), counted(len(names), "video"), opt["temporal_scale"], opt["feat_dim"]))
 

@@ -13,13 +13,13 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
-from bmn.options import OPTIONS, with_defaults
+from bmn.options import OPTIONS, Parser, with_defaults
 
 TRUTH = ("ground_truth", "video_anno", "video_info", "validation_subset", "blocked", "protocol")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", metavar="A", help="result file")
     parser.add_argument("second", metavar="B", help="result file")
     parser.add_argument("--output", default="./output/comparison.html", help="the page (default: %(default)s)")
@@ -48,8 +48,8 @@ from bmn.files import check_outputs
 from bmn.inputs import check_input
 from bmn.results import figures, time_axis
 from bmn.results.protocols import PROTOCOLS, Protocol
-from bmn.results.result_files import read_both
-from bmn.values import counted
+from bmn.results.result_files import odd_times, read_both
+from bmn.values import counted, seconds_text
 from report import SHOWN, card, section, table, write_page
 
 AMONG = 100         # proposals of a video on average, for recall by class and by tIoU
@@ -98,6 +98,7 @@ def measure(letter: str, path: str, name: str, ground_truth: GroundTruth, protoc
     if others:
         remarks.append("%s: %s of videos that are not measured count in the average number, as the protocol has it"
                        % (letter, counted(others, "proposal")))
+    remarks += odd_times(proposals, actions, ground_truth.lengths, letter)
     if detections is not None:
         detections = ground_truth.aligned(detections, source)
         labels = {row[0] for rows in detections.values() for row in rows}
@@ -136,9 +137,9 @@ def precision_rows(results: Sequence[Result], protocol: Protocol) -> List[tuple]
 def by_length(lengths: np.ndarray) -> List[Tuple[str, np.ndarray]]:
     """[(title, bool [G])]: the shortest, the middle and the longest third of the actions, of lengths [G] in seconds."""
     short, long = np.quantile(lengths, [1 / 3.0, 2 / 3.0])
-    thirds = [("Short actions, up to %.3g s" % short, lengths <= short),
-              ("Middle, up to %.3g s" % long, (lengths > short) & (lengths <= long)),
-              ("Long, above %.3g s" % long, lengths > long)]
+    thirds = [("Short actions, up to %s s" % seconds_text(short), lengths <= short),
+              ("Middle, up to %s s" % seconds_text(long), (lengths > short) & (lengths <= long)),
+              ("Long, above %s s" % seconds_text(long), lengths > long)]
     return [(title, chosen) for title, chosen in thirds if chosen.any()]       # all may have one length
 
 

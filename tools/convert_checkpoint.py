@@ -21,11 +21,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import command_line, run_as_program
-from bmn.options import DEFAULTS, OPTIONS, RECORDED_OPTIONS
+from bmn.options import DEFAULTS, OPTIONS, RECORDED_OPTIONS, Parser
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="any checkpoint of this network")
     parser.add_argument("target", help="file to write")
     parser.add_argument("--to", choices=("reference", "ours"), required=True, help="form of the new file")

@@ -17,12 +17,12 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
-from bmn.options import COUNT, DEFAULTS, POSITIVE
+from bmn.options import COUNT, DEFAULTS, POSITIVE, Parser
 from bmn.video.packages import check_python
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", metavar="VIDEO", help="video file, or folder of video files")
     parser.add_argument("--backbone", required=True, help="name or folder of a model of transformers, or an ONNX file")
     parser.add_argument("--output", required=True, help="folder of the features")

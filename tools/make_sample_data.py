@@ -18,10 +18,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
+from bmn.options import Parser
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="data", help="folder to write to (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: %(default)s)")

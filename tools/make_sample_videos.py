@@ -13,12 +13,12 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
-from bmn.options import SEED
+from bmn.options import SEED, Parser
 from bmn.video.packages import check_python
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="demo-video", help="folder to write to (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=160, help="number of videos (default: %(default)s)")
     parser.add_argument("--seed", type=SEED, default=0, help="of everything that is random (default: %(default)s)")

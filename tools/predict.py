@@ -22,14 +22,14 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
-from bmn.options import DEFAULTS, INDEX, OPTIONS, RECORDED_OPTIONS, with_defaults
+from bmn.options import DEFAULTS, INDEX, OPTIONS, RECORDED_OPTIONS, Parser, with_defaults
 
 SOFT_NMS = ("soft_nms_alpha", "soft_nms_low_thres", "soft_nms_high_thres", "kept")
 WINDOWS = ("window_overlap", "feature_stride", "feature_snippet")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", metavar="FEATURES", help="file or folder of features, or of videos")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--duration", help="length in seconds, or a CSV file with the columns video and seconds")
@@ -67,7 +67,7 @@ import torch
 import opts
 import post_processing
 from bmn import extracted
-from bmn.data.annotation_files import length_in_seconds, read_annotation_files
+from bmn.data.annotation_files import lengths_in_rows, read_annotation_files
 from bmn.data.annotations import Video, read_actions, read_entry
 from bmn.data.array_files import ARRAY_EXTENSIONS
 from bmn.data.feature_files import as_rows, few, filled_columns, filled_up, own_columns, scale_of
@@ -85,6 +85,7 @@ from bmn.video.packages import check_python
 from models import BMN
 
 SNIPPET = 16        # frames of a raw snippet
+LONGEST = 1e9       # seconds
 
 
 def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
@@ -175,32 +176,36 @@ def read_lengths(args: argparse.Namespace, names: List[str], files: Dict[str, ex
         known = {name: entry for file in read_annotation_files(args.video_anno) for name, entry in file.videos.items()}
         source = "--video_anno " + " ".join(args.video_anno)
     elif os.path.exists(args.duration):
-        known = _read_length_list(args.duration)
         source = "--duration " + args.duration
+        known = _read_length_list(args.duration, source)
+    elif number(args.duration) is None:
+        raise UserError("--duration %s is neither a number of seconds nor a file: give one of them" % args.duration)
     else:
         known = {name: {"duration_second": args.duration} for name in names}
         source = "--duration"
-    known, videos = {video_id(name): entry for name, entry in known.items()}, {}
+    known, videos = {key: known[name] for key, name in by_id(known, source).items()}, {}
     for name in names:
-        entry = known.get(video_id(name), {})
-        seconds = number(length_in_seconds(entry))
-        if seconds is None or not 0 < seconds < 1e9:
-            raise UserError("%s gives video %s the length %.80r, but a number of seconds above 0 is needed"
-                            % (source, name, length_in_seconds(entry)))
-        videos[name] = read_entry(name, entry, source)
+        if video_id(name) not in known:
+            raise UserError("%s does not have the length of video %s: add it" % (source, name))
+        videos[name] = read_entry(name, known[video_id(name)], source)
+        if videos[name].seconds >= LONGEST:
+            raise UserError("%s: video %s has the length %g seconds, which no video has: correct it"
+                            % (source, name, videos[name].seconds))
     return videos
 
 
-def _read_length_list(path):
+def _read_length_list(path, source):
     try:
         with open_text(path, "--duration") as handle:
             rows = csv.DictReader(handle)
             if not {"video", "seconds"} <= set(rows.fieldnames or ()):
-                raise UserError("--duration %s has no columns video and seconds: give such a file, or a number" % path)
-            return {row["video"]: {"duration_second": row["seconds"]} for row in rows}
+                raise UserError("%s has no columns video and seconds, separated by commas: give such a file, or a "
+                                "number" % source)
+            rows = [(row["video"], row["seconds"] or "") for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError("--duration %s cannot be read as a CSV text file (%s): give another, or a number"
-                        % (path, error)) from None
+        raise UserError("%s cannot be read as a CSV text file (%s): give another, or a number"
+                        % (source, error)) from None
+    return {name: {"duration_second": seconds} for name, seconds in lengths_in_rows(rows, source).items()}
 
 
 def read_features(source: Any, name: str, video: Video, opt: dict, columns_of_all: int,

@@ -20,11 +20,11 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bmn.errors import UserError, command_line, run_as_program
 from bmn.extracted import VIDEOS, made_in
-from bmn.options import POSITIVE
+from bmn.options import POSITIVE, Parser
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", required=True, help="folder of raw feature files, or an HDF5 file")
     parser.add_argument("--output", required=True, help="data folder, the --data_path of main.py")
     parser.add_argument("--video_anno", nargs="+", help="annotation files with the lengths of the videos, in any form "

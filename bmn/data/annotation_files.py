@@ -6,7 +6,7 @@ looked at later (bmn/data/annotations.py), and only for the videos that a run ne
 """
 import csv
 import re
-from typing import Dict, List, NamedTuple, Tuple, Union
+from typing import Dict, Iterable, List, NamedTuple, Tuple, Union
 
 from bmn.errors import UserError
 from bmn.files import read_json
@@ -83,7 +83,8 @@ def _looks_like_json(path, option):
     """A look at the first bytes. What is neither is read as JSON as well, because that gives the better message."""
     with open_input(path, "annotation file (%s)" % option) as handle:
         beginning = handle.read(4096).decode("utf-8-sig", "replace").lstrip()
-    return beginning[:1] in "{[" or "," not in beginning.partition("\n")[0]
+    a_table = path.lower().endswith(".csv") or any(mark in beginning.partition("\n")[0] for mark in ",;\t")
+    return beginning[:1] in ("{", "[") or not a_table
 
 
 def _read_rows(path, option):
@@ -104,21 +105,29 @@ def _read_rows(path, option):
         name = (row[found["video"]] or "").strip()
         if not name:
             raise UserError("%s %s has a row without the name of a video: correct or remove it" % (option, path))
-        entry = videos.setdefault(name, {"annotations": [], "subset": (row.get(plain.get("subset", "")) or "").strip()})
-        if length is not None and entry.setdefault("duration_second", row[length]) != row[length]:
-            raise UserError("%s %s gives video %s two lengths, %s and %s: correct one"
-                            % (option, path, name, entry["duration_second"], row[length]))
+        entry = videos.setdefault(name, {"annotations": []})
+        for key, column, what in (("subset", plain.get("subset"), "subsets"), ("duration_second", length, "lengths")):
+            value = (row.get(column) or "").strip()
+            if value and not _same(entry.setdefault(key, value), value):
+                raise UserError("%s %s gives video %s two %s, %s and %s: correct one"
+                                % (option, path, name, what, entry[key], value))
         if row[found["start"]] or row[found["end"]]:        # a row without times only says that there is such a video
             entry["annotations"].append({"segment": [row[found["start"]], row[found["end"]]],
                                          "label": row[found["label"]] if found["label"] else None})
     return videos
 
 
+def _same(value, other):
+    """Whether two cells of a CSV file say the same: 9 and 9.0 do, Test and test as well."""
+    return value.lower() == other.lower() or (number(value) is not None and number(value) == number(other))
+
+
 def read_video_list(path: str) -> List[ListedVideo]:
     """The rows of a --video_info file.
 
     Raises:
-        UserError: the file is missing or unreadable, lacks the columns video and subset, or has a row without a name.
+        UserError: the file is missing or unreadable, lacks the columns video and subset, has a row without a name, or
+            gives a video two lengths.
     """
     header, rows = _read_csv(path, "--video_info")
     missing = [column for column in ("video", "subset") if column not in header]
@@ -126,10 +135,26 @@ def read_video_list(path: str) -> List[ListedVideo]:
         raise UserError("--video_info %s has no column '%s': its first line must name video and subset, separated by "
                         "commas, but is %r" % (path, missing[0], ",".join(header)[:80]))
     length = next((column for column in ("seconds", "duration") if column in header), None)
-    listed = [ListedVideo(row["video"], row["subset"] or "", row[length] if length else "") for row in rows]
+    listed = [ListedVideo(row["video"], row["subset"] or "", (row[length] or "").strip() if length else "")
+              for row in rows]
     if not all(video.name for video in listed):
         raise UserError("--video_info %s has a row without a name in its column 'video': correct or remove it" % path)
-    return listed
+    lengths = lengths_in_rows(((video.name, video.seconds) for video in listed), "--video_info %s" % path)
+    return [video._replace(seconds=lengths.get(video.name, "")) for video in listed]
+
+
+def lengths_in_rows(rows: Iterable[Tuple[str, str]], source: str) -> Dict[str, str]:
+    """{video: length} of rows (video, length as text, which may be empty); ``source`` names the option and the file.
+
+    Raises:
+        UserError: a video has two lengths.
+    """
+    lengths = {}
+    for name, seconds in rows:
+        if seconds and not _same(lengths.setdefault(name, seconds), seconds):
+            raise UserError("%s gives video %s two lengths, %s and %s: correct one"
+                            % (source, name, lengths[name], seconds))
+    return lengths
 
 
 def _read_csv(path, option) -> Tuple[List[str], List[dict]]:
@@ -137,9 +162,20 @@ def _read_csv(path, option) -> Tuple[List[str], List[dict]]:
     try:
         with open_text(path, option) as handle:
             rows = csv.DictReader(handle)
-            return list(rows.fieldnames or ()), list(rows)
+            header = list(rows.fieldnames or ())
+            twice = [column for index, column in enumerate(header) if column and column in header[:index]]
+            if twice:
+                raise UserError("%s %s has two columns '%s': remove or rename one" % (option, path, twice[0]))
+            rows = list(rows)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("%s %s is not a CSV text file (%s): give another file" % (option, path, error)) from None
+    longer = next((row for row in rows if any(row.get(None, ()))), None)
+    if longer is not None:      # a comma within a cell moves all cells behind it
+        cells = [longer[column] for column in header] + longer[None]
+        raise UserError("%s %s has a row of %d cells below its %d columns (%.80r): put text with a comma into "
+                        "quotation marks, and write numbers with a point"
+                        % (option, path, len(cells), len(header), ",".join(cells)))
+    return header, rows
 
 
 def read_blocked(path: str) -> List[str]:

@@ -1,6 +1,6 @@
 """Which videos there are, how long they are and what happens in them: --video_anno, --video_info, --blocked."""
 import os
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from bmn.data import annotation_files
 from bmn.data.odd_annotations import odd_annotations
@@ -132,11 +132,10 @@ class Annotations:
         return self._read[subset]
 
     def _read_subset(self, subset):
-        wanted = subset_word(self.opt, subset)
-        subsets = self.subsets()
+        wanted, subsets = subset_word(self.opt, subset), self.subsets()
         names = [name for name, its_subset in subsets.items() if same_subset(wanted, its_subset)]
         if not names:
-            raise UserError(self._no_such_subset(subset, wanted, subsets))
+            raise UserError(self.no_such_subset(subset))
         absent = [name for name in names if video_id(name) not in self._found]
         if absent and not all(file.form == annotation_files.ROWS for file in self.files):
             raise UserError("--video_anno %s lacks %d of the %d %s videos of --video_info %s (the first: %s): give "
@@ -153,7 +152,13 @@ class Annotations:
         except UserError:
             return None
 
-    def _no_such_subset(self, subset, wanted, subsets):
+    def has(self, subset: str) -> bool:
+        """Whether a video is of a subset; the argument is that of :meth:`subset`."""
+        return any(same_subset(subset_word(self.opt, subset), one) for one in self.subsets().values())
+
+    def no_such_subset(self, subset: str) -> str:
+        """The sentence for a subset that is not there."""
+        wanted, subsets = subset_word(self.opt, subset), self.subsets()
         option = {"train": "--training_subset %s" % wanted, "validation": "--validation_subset %s" % wanted}.get(
             subset, "'%s'" % wanted)
         there = sorted(set(subsets.values()) - {""})
@@ -169,7 +174,8 @@ class Annotations:
         its_name, file = self._found.get(video_id(name), (name, self.files[0]))
         entry = file.videos.get(its_name, {})
         if annotation_files.length_in_seconds(entry) is None and listed_length:
-            entry = dict(entry, duration_second=listed_length)
+            source = "--video_info %s" % self.opt["video_info"]
+            entry = dict(entry, duration_second=length_of(listed_length, name, source))
         return read_entry(its_name, entry, "--video_anno %s" % file.path, subset)
 
 
@@ -190,18 +196,33 @@ def read_entry(name: str, entry: dict, source: str, subset: str = "") -> Video:
     Raises:
         UserError: its length is missing or no number above 0, or an annotation has no valid segment or label.
     """
-    seconds = annotation_files.length_in_seconds(entry)
-    lengths = {"duration_second": seconds, "duration_frame": annotation_files.frame_count(entry, "duration_frame"),
-               "feature_frame": annotation_files.frame_count(entry, "feature_frame")}
-    for key, value in lengths.items():
-        if value is None and key != "duration_second":
-            continue
-        lengths[key] = number(value)
-        if lengths[key] is None or lengths[key] <= 0:
-            raise UserError("%s: video %s has %s = %.80r, but a number above 0 is needed" % (source, name, key, value))
+    seconds = length_of(annotation_files.length_in_seconds(entry), name, source)
+    frames = {key: annotation_files.frame_count(entry, key) for key in ("duration_frame", "feature_frame")}
+    for key, value in frames.items():
+        if value is not None:
+            frames[key] = number(value)
+            if frames[key] is None or frames[key] <= 0:
+                raise UserError("%s: video %s has %s = %.80r, but a number above 0 is needed"
+                                % (source, name, key, value))
     actions, left_out = read_actions(name, entry, source)
-    return Video(lengths["duration_second"], *scaled_lengths(*lengths.values()), actions, subset, left_out,
-                 lengths["duration_frame"] or _frames(entry, lengths["duration_second"]))
+    return Video(seconds, *scaled_lengths(seconds, *frames.values()), actions, subset, left_out,
+                 frames["duration_frame"] or _frames(entry, seconds))
+
+
+def length_of(value: Any, name: str, source: str) -> float:
+    """The length of a video in seconds from what a file says of it; None and "" mean that it says nothing.
+
+    Raises:
+        UserError: it says nothing, or the length is no number above 0. ``source`` names the option and the file.
+    """
+    seconds = number(value)
+    if value is None or value == "":
+        raise UserError("%s says nothing of the length of video %s: give it in seconds, in JSON as duration_second or "
+                        "duration, in a CSV file in a column duration" % (source, name))
+    if seconds is None or seconds <= 0:
+        raise UserError("%s: video %s has the length %.80r, but a number of seconds above 0 is needed"
+                        % (source, name, value))
+    return seconds
 
 
 def _frames(entry, seconds):

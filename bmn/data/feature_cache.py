@@ -86,6 +86,14 @@ def _opened(path, opt):
     return packed if packed.dtype == opt["feature_cache_dtype"] else None
 
 
+def _why_not(path, opt):
+    """Why :func:`_opened` returned None for a file that is there: a sentence without its remedy."""
+    try:
+        return "%s holds %s" % (path, PackedFeatures(path, *_form(opt)[:2]).dtype)
+    except UserError as error:
+        return str(error).rpartition(": ")[0]
+
+
 def _is_current(packed, source, names):
     """Whether each of ``names`` is packed in its present state, and every packed video still has a source."""
     return (all(packed.sources.get(name) == source.stamp(name) for name in names)
@@ -98,7 +106,7 @@ def _brought_up_to_date(path, opt, source, names, log):
         if packed is not None and _is_current(packed, source, names):
             return packed
         if packed is None and os.path.exists(path):
-            log("%s is damaged, or of another T or C: it is made again" % path)
+            log("%s: the file is made again" % _why_not(path, opt))
         _build(path, opt, source, names, packed, log)
         _remove_version_1(path, log)
     return PackedFeatures(path, *_form(opt)[:2])
@@ -122,12 +130,29 @@ def _alone(path, log):
     folder, name = os.path.split(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "." + name + ".lock"), "a+") as lock:
-            if _locked(lock, log, path):
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(open(os.path.join(folder, "." + name + ".lock"), "a+"))
+            locked = _locked(lock, log, path)
+            while locked and not _is_there(lock):       # whoever held it could not pack, and removed it
+                lock = stack.enter_context(open(lock.name, "a+"))
+                locked = _locked(lock, log, path)
+            if locked:
                 _clear_leftovers(folder, name, lock)
-            yield
+            try:
+                yield
+            finally:
+                if locked and not os.path.exists(path):
+                    os.remove(lock.name)
     except OSError as error:
         raise UserError("cannot write %s (%s)" % (path, error.strerror or error)) from error
+
+
+def _is_there(lock):
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.stat(lock.name), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _locked(lock, log, path):

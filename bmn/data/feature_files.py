@@ -144,8 +144,10 @@ def fitted(table: np.ndarray, rows_are_time: bool, temporal_scale: int, feat_dim
         features = np.ascontiguousarray(table, np.float32)
     if not np.isfinite(features).all():
         channel, position = np.argwhere(~np.isfinite(features))[0]
-        raise UserError("%s has %s at position %d of %d, feature %d: extract the features of this video again"
-                        % (where, features[channel, position], position + 1, temporal_scale, channel + 1))
+        value = table[channel, position]
+        raise UserError("%s has %s at position %d of %d, feature %d%s: extract the features of this video again"
+                        % (where, value, position + 1, temporal_scale, channel + 1,
+                           ", which is too large for float32" if np.isfinite(value) else ""))
     return features
 
 

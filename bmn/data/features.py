@@ -15,7 +15,7 @@ from bmn.data.packed_features import PackedFeatures, stored_name
 from bmn.errors import UserError
 from bmn.extracted import is_list, made_in
 from bmn.inputs import check_input
-from bmn.values import counted
+from bmn.values import counted, video_id
 
 EXTENSIONS = (".csv", *ARRAY_EXTENSIONS)        # the best first, where a video has several files
 SUBSETS = ("train", "training", "val", "validation", "valid", "test", "testing")     # folders of subsets, in any case
@@ -117,12 +117,29 @@ def remedy_for(opt: dict, missing: List[str], source: Any) -> str:
         what = "names must be those of --video_info, with or without v_"
     else:
         there, what = _holds(source.path), "a folder must hold a file for each video, %s" % ", ".join(EXTENSIONS)
+    there += _almost(missing, source)
     another = _another_scale(opt)
     if another:
         return "%s; %s: give the --temporal_scale of the features" % (there, another)
     if opt["temporal_scale"] == 100 and re.match(r"^v_[\w-]{11}$", missing[0]):
         what += "; to unpack ActivityNet's published archive: " + UNPACK
     return "%s: %s" % (there, what)
+
+
+def _almost(missing, source):
+    """The first that is there under a name that only looks right: in another case, or a folder in place of a file."""
+    wanted = {spelled.lower(): name for name in missing for spelled in (video_id(name), "v_" + video_id(name))}
+    entries = list(source.names())
+    if os.path.isdir(source.path):
+        entries += [entry for entry in os.listdir(source.path) if entry.lower().endswith(EXTENSIONS)]
+    for entry in sorted(entries):
+        stem, extension = os.path.splitext(entry)
+        name = wanted.get((stem if extension.lower() in EXTENSIONS else entry).lower())
+        if name is not None and os.path.isdir(os.path.join(source.path, entry)):
+            return ", and for %s it has %s, which is a folder and not a file" % (name, entry)
+        if name is not None:
+            return ", and for %s it has %s, whose name differs in upper and lower case" % (name, entry)
+    return ""
 
 
 def _holds(path):

@@ -6,6 +6,7 @@ from bmn.data.feature_files import few
 from bmn.values import counted, number
 
 COVERED = (0.95, 1.05)  # features that cover less or more of their video than this are worth a word
+FIRST_PART = 0.05       # where most videos have all their actions in this part, a unit may be wrong
 
 
 class Odd(NamedTuple):
@@ -50,6 +51,10 @@ def odd_annotations(annotations: Any, subsets: Sequence[Dict[str, Any]]) -> List
             [name for name, video in videos.items() for _ in range(video.reversed_actions)], True),
         Odd("action", "outside the video", "no labels, and counted as missed in the evaluation",
             named(lambda video, start, end: start >= video.seconds or end < 0), True),
+        Odd("action", "with a start before 0 s", "the labels begin with the video",
+            named(lambda video, start, end: start < 0 <= end), True),
+        Odd("video", "with all actions in the first %g %% of the length" % (100 * FIRST_PART),
+            "are times and lengths in the same unit?", _early(videos), True),
         Odd("video", "without actions", "all labels are zero",
             [name for name, video in videos.items() if not video.actions and not video.reversed_actions]),
         Odd("action", "without length", "labelled boundaries, but no proposal overlaps",
@@ -68,6 +73,14 @@ def odd_annotations(annotations: Any, subsets: Sequence[Dict[str, Any]]) -> List
         Odd("video", "with a number of frames and a rate that contradict the length", "only the length is used",
             [name for file in annotations.files for name, entry in file.videos.items() if not _consistent(entry)])]
     return [one for one in found if one.names]
+
+
+def _early(videos):
+    """The videos with all actions in the first part, where at least half of them are such."""
+    last = {name: max(end for _, end, _ in video.actions) / video.seconds
+            for name, video in videos.items() if video.actions}
+    early = [name for name, end in last.items() if end < FIRST_PART]
+    return early if 2 * len(early) > len(last) else []
 
 
 def _consistent(entry):

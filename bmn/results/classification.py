@@ -15,6 +15,7 @@ THUMOS14_COLUMNS = {
     "HighJump": 40, "JavelinThrow": 45, "LongJump": 51, "PoleVault": 68, "Shotput": 79, "SoccerPenalty": 85,
     "TennisSwing": 92, "ThrowDiscus": 93, "VolleyballSpiking": 97}
 UCF101_CLASSES = 101
+WRONG = (KeyError, TypeError, ValueError, OverflowError, AttributeError)        # what content of another form raises
 FORMS = ('{"results": {id: [{"label", "score"}]}}, {"class": [labels], "results": {id: [scores]}}, or UntrimmedNet\'s '
          ".npy of THUMOS-14")
 
@@ -48,8 +49,8 @@ def read_classification(path: str, wanted: Collection[str], labels: Collection[s
                         "these videos" % (path, counted(len(spelled), "video"), ", ".join(list(wanted)[:3])))
     try:
         best = {name: _best(one, names) for name, one in _probabilities(path, rows, names, log).items()}
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise _another_form(path, error) from None
+    except WRONG:
+        raise _another_form(path, _flaw(rows, names)) from None
     best = {name: pairs[:count] for name, pairs in best.items()}
     unknown = sorted({label for pairs in best.values() for label, _ in pairs if label not in labels})
     if unknown:
@@ -58,21 +59,38 @@ def read_classification(path: str, wanted: Collection[str], labels: Collection[s
     return best
 
 
-def _another_form(path, error):
-    return UserError("--classification_file %s does not hold classes (%s: %s): it should look like %s"
-                     % (path, type(error).__name__, error, FORMS))
+def _another_form(path, found):
+    return UserError("--classification_file %s does not hold classes: %s; it should look like %s"
+                     % (path, found, FORMS))
+
+
+def _flaw(rows, names):
+    """What is wrong with the first video of ``rows`` that has no classes."""
+    needed = ("a finite score for each of %s is" % counted(len(names), "class") if names else
+              "a list of {\"label\", \"score\"} with finite scores, and labels of text or whole numbers, is")
+    for name, row in rows.items():
+        try:
+            _scores(row, names)
+            _best(row, names)
+        except WRONG:
+            return "video %s has %.80r, but %s needed" % (name, row, needed)
+    return "its scores cannot be compared"
 
 
 def _read_object(path) -> Tuple[Optional[List[str]], Dict[str, Any]]:
     """(labels of the columns or None, {id: row}) of a JSON file."""
     content = read_json(path, "--classification_file")
+    results, names = (content.get(key) if isinstance(content, dict) else None for key in ("results", "class"))
+    if not isinstance(results, dict):
+        raise _another_form(path, "there is no object 'results'")
     try:
-        names = None if content.get("class") is None else [label_text(one) for one in content["class"]]
-        rows = {name: row[0] if names and len(row) == 1 and isinstance(row[0], list) else row
-                for name, row in content["results"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _another_form(path, error) from None
-    return names, rows
+        names = None if names is None else [label_text(one) for one in names]
+    except WRONG:
+        raise _another_form(path, "its 'class' is %.80r, but a list of labels is needed" % (names,)) from None
+    if names:
+        results = {name: row[0] if isinstance(row, list) and len(row) == 1 and isinstance(row[0], list) else row
+                   for name, row in results.items()}
+    return names, results
 
 
 def _read_array(path, wanted):
@@ -99,9 +117,7 @@ def _probabilities(path, rows, names, log):
     without a negative number are probabilities times a constant, such as UntrimmedNet's, which add those of two
     streams: they are divided by it.
     """
-    scores = {name: np.array([one if names else one["score"] for one in row], np.float64) for name, row in rows.items()}
-    if not all(np.isfinite(one).all() and one.ndim == 1 for one in scores.values()):
-        raise ValueError("a score is not a finite number")
+    scores = {name: _scores(row, names) for name, row in rows.items()}
     low, high = (pick(pick(one) for one in scores.values() if len(one)) for pick in (min, max))
     if low >= 0 and high <= 1:
         return rows
@@ -117,10 +133,17 @@ def _probabilities(path, rows, names, log):
             for name, one in changed.items()}
 
 
+def _scores(row, names):
+    """float64 [classes] of a video, from either form; ValueError where they are not finite."""
+    scores = np.array([one if names else one["score"] for one in row], np.float64)
+    if scores.ndim != 1 or not np.isfinite(scores).all():
+        raise ValueError("a score is not a finite number")
+    return scores
+
+
 def _best(row, names):
     """[(label, score)] of a video, best first, from either form."""
     if not len(row) or (names and len(names) != len(row)):
-        raise ValueError("a video has %s%s" % (counted(len(row), "score"),
-                                              " for %s" % counted(len(names), "class") if names else ""))
+        raise ValueError("another number of scores than of classes")
     pairs = zip(names, row) if names else [(label_text(one["label"]), one["score"]) for one in row]
     return sorted([(label, float(score)) for label, score in pairs if label is not None], key=lambda pair: -pair[1])

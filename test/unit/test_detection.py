@@ -194,10 +194,10 @@ def test_a_label_of_another_subset_is_known_and_does_not_count(job):
     ({"results": {name: [{"label": "Chess", "score": 1}] for name in "abc"}}, r"1 class that.*does not know.*Chess"),
     ({"results": {name: [{"name": "Polo"}] for name in "abc"}}, r"does not hold classes"),
     ({"results": {name: [] for name in "abc"}}, r"does not hold classes"),
-    ({"results": {name: [{"label": "Polo", "score": float("nan")}] for name in "abc"}}, r"not a finite number"),
-    ({"class": ["Polo", "Ballet"], "results": {name: [1] for name in "abc"}}, r"1 score for 2 classes"),
-    ({"results": {name: [{"label": ["Polo"], "score": 1}] for name in "abc"}}, r"neither text nor a whole number"),
-    ({"class": [["Polo"]], "results": {name: [1] for name in "abc"}}, r"neither text nor a whole number"),
+    ({"results": {name: [{"label": "Polo", "score": float("nan")}] for name in "abc"}}, r"finite scores"),
+    ({"class": ["Polo", "Ballet"], "results": {name: [1] for name in "abc"}}, r"a finite score for each of 2 classes"),
+    ({"results": {name: [{"label": ["Polo"], "score": 1}] for name in "abc"}}, r"labels of text or whole numbers"),
+    ({"class": [["Polo"]], "results": {name: [1] for name in "abc"}}, r"but a list of labels is needed"),
     ({"results": {name: [{"label": "Polo", "score": 10 ** 400}] for name in "abc"}}, r"does not hold classes"),
     ([1, 2], r"does not hold classes"), ({"results": [1]}, r"does not hold classes")])
 def test_a_wrong_classification_file_is_named_and_nothing_is_written(job, content, words):

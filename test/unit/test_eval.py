@@ -6,9 +6,12 @@ import os
 import numpy as np
 import pytest
 
+import detection
 import eval as evaluation
 from bmn.data.annotations import Video
+from bmn.data.ground_truth import ground_truth_of
 from bmn.errors import UserError
+from bmn.options import with_defaults
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 VIDEO = {"duration_second": 100.0, "duration_frame": 3200, "feature_frame": 3200}
@@ -253,16 +256,7 @@ def test_a_given_ground_truth_comes_before_the_default_and_the_derived_one(job, 
 
 
 @pytest.mark.parametrize("content, words", [
-    ([1], "does not hold proposals"), ({"version": 1}, "does not hold proposals"),
-    ({"results": {"a": [{"score": 1}]}}, "does not hold proposals.*segment"),
-    ({"results": {"a": [{"score": "high", "segment": [0, 1]}]}}, "does not hold proposals"),
-    ({"results": {"a": [{"score": 1, "segment": [0, 1, 2]}]}}, "finite numbers"),
-    ({"results": {"a": [{"score": 1, "segment": [0, 1]}, {"score": 1, "segment": [0]}]}}, "does not hold proposals"),
-    ({"results": {"a": [{"score": float("nan"), "segment": [0, 1]}]}}, "finite numbers"),
-    ({"results": {"a": [{"score": "0.9", "segment": [0, 1]}]}}, "not made of numbers"),
-    ({"results": {"a": [{"score": True, "segment": [0, 1]}]}}, "not made of numbers"),
-    ({"results": {"a": [{"score": [1], "segment": [0, 1]}]}}, "finite numbers"),
-    ({"results": {"a": [{"score": 10 ** 400, "segment": [0, 1]}]}}, "not made of numbers"),
+    ({"version": 1}, "holds no object 'results'"), ({"results": {"a": [{"score": 1}]}}, "has no segment"),
     ({"results": {}}, "holds no proposal"), ({"results": {"a": [], "b": []}}, "holds no proposal"),
     ({"results": {"x": [{"score": 1, "segment": [0, 1]}]}}, "no proposal of any of the 3 videos")])
 def test_a_wrong_result_file_is_named_and_nothing_is_drawn(job, content, words):
@@ -270,6 +264,46 @@ def test_a_wrong_result_file_is_named_and_nothing_is_drawn(job, content, words):
     with pytest.raises(UserError, match=r"result\.json.*" + words):
         evaluation.evaluation_proposal(job)
     assert not os.path.exists("curve.jpg") and gc.isenabled()
+
+
+def test_times_that_bend_the_figures_are_told(job, capsys):
+    """... and the figures are those of the protocol all the same."""
+    truth = official("a", "b", "c")
+    truth["database"]["a"]["annotations"] += [{"segment": one, "label": "Polo"}
+                                              for one in ([9, 3], [-10, 3], [120, 130])]
+    write("own.json", truth)
+    write("result.json", {"results": {"a": [{"score": 1, "segment": [3000, 6000]}, {"score": 1, "segment": [9, 3]}]}})
+    evaluation.evaluation_proposal(dict(job, ground_truth="own.json"))
+    lines = capsys.readouterr().out.splitlines()
+    evaluation.run_evaluation("own.json", "result.json")
+    assert capsys.readouterr().out.splitlines() == lines[:8] and lines[7].startswith("\tArea Under")
+    assert lines[:7] == [
+        "--ground_truth own.json: of 7 actions 1 end before they start: they are left out (a)",
+        "--ground_truth own.json: of 7 actions 1 begin before 0 s (a)",
+        "--ground_truth own.json: of 7 actions 1 lie outside their video (a)",
+        "no proposals for 2 of 3 videos: counted as missed",
+        "result file result.json: of 2 proposals 1 end before they start (the first in a): are they [start, end] in "
+        "seconds?",
+        "result file result.json: of 2 proposals 1 lie outside their video (the first in a): are they [start, end] in "
+        "seconds?",
+        "result file result.json: in the median video its last proposal ends at 6000 s, and the last action of the "
+        "ground truth at 130 s: are both files in seconds?"]
+    detections = {"a": [("Polo", 1.0, [3000, 6000])]}
+    said = []
+    detection.evaluate_detection(with_defaults(dict(job, ground_truth="own.json")),
+                                 ground_truth_of(with_defaults(dict(job, ground_truth="own.json")), said.append),
+                                 detections, said.append)
+    assert sum("lie outside their video" in line for line in said) == 2
+
+
+def test_a_derived_ground_truth_tells_what_is_odd_unless_the_run_does(job, capsys):
+    with open("anno.json") as handle:
+        content = json.load(handle)
+    content["v_b"]["annotations"].append({"segment": [5, 4], "label": "Polo"})
+    write("anno.json", content)
+    for mode, told in (("evaluate", 1), ("inference", 0)):
+        ground_truth_of(with_defaults(dict(job, mode=mode)))
+        assert capsys.readouterr().out.count("of 5 actions 1 end before they start: they are left out (v_b)") == told
 
 
 def test_a_number_of_proposals_that_leaves_none_is_refused():

@@ -25,7 +25,8 @@ def test_lengths_are_read_as_they_were_written(tmp_path):
         extracted.lengths_of(str(tmp_path), ["v_x", "v_y"])
 
 
-@pytest.mark.parametrize("row", ["a,1,x,1,1,1", "a,1,25,25,0,16", "a,1", "a,inf,25,25,1,16"])
+@pytest.mark.parametrize("row", ["a,1,x,1,1,1", "a,1,25,25,0,16", "a,1", "a,inf,25,25,1,16",
+                                 "a,1,25,25,1,16\na,2,50,25,1,16"])
 def test_a_row_that_says_no_length_is_refused(tmp_path, row):
     (tmp_path / "features.json").write_text(json.dumps(DESCRIPTION))
     (tmp_path / "videos.csv").write_text("video,seconds,frames,fps,snippets,stride\n%s\n" % row)

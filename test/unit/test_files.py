@@ -56,8 +56,11 @@ def test_unwritable_places_are_named(tmp_path):
         for attempt in (check_writable, lambda p: write_json(p, 1)):
             with pytest.raises(UserError, match="cannot write"):
                 attempt(str(path))
-    check_writable(str(tmp_path / "new" / "x.json"))
-    assert os.listdir(str(tmp_path / "new")) == []
+    for name in ("x" * 300, "file", "file/y"):
+        with pytest.raises(UserError, match="cannot write"):
+            check_writable(str(tmp_path / name / "new" / "x.json"))
+    check_writable(str(tmp_path / "new" / "newer" / "x.json"))
+    assert os.listdir(str(tmp_path)) == ["file"]        # a run that is refused leaves no empty folders
 
 
 @pytest.mark.parametrize("content,word", [
@@ -82,6 +85,65 @@ def test_json_is_read_as_python_reads_it(tmp_path, monkeypatch, rng, fast):
         path = tmp_path / "x.json"
         path.write_bytes(text.encode("utf-8"))
         assert repr(read_json(str(path), "file")) == repr(json.loads(text.lstrip("\ufeff")))
+
+
+def random_json(rng, depth=0):
+    """Random content of objects, lists and odd strings, as a list of (name, value) for each object."""
+    kind = rng.randint(5 if depth < 4 else 2)
+    if kind == 0:
+        return ODD[rng.randint(len(ODD))]
+    if kind == 1:
+        return rng.choice([0, 2.5, -1e-7]).item()
+    children = [random_json(rng, depth + 1) for _ in range(rng.randint(4))]
+    return children if kind == 2 else tuple((ODD[index] * (1 + index % 2), child)
+                                            for index, child in enumerate(children, rng.randint(4)))
+
+
+ODD = ["a", '":', ' :"', "\\", '\\":', "b: c", "\u00e9", ""]
+
+
+def as_text(rng, content):
+    """JSON text with spaces wherever they may be."""
+    def space():
+        return rng.choice(["", "", " ", "\n", "\t "])
+
+    if isinstance(content, tuple):
+        inner = ",".join(space() + json.dumps(name, ensure_ascii=bool(rng.randint(2))) + space() + ":" + space()
+                         + as_text(rng, value) for name, value in content)
+        return "{%s}" % (inner + space())
+    return "[%s]" % ",".join(as_text(rng, one) for one in content) if isinstance(content, list) else json.dumps(content)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_name_that_an_object_has_twice_is_refused_wherever_it_is(tmp_path, monkeypatch, rng, fast):
+    if not fast:
+        monkeypatch.setattr(files, "orjson", None)
+    monkeypatch.setattr(files, "PIECE", 5)
+    outcomes = []
+    for number in range(400):
+        content = random_json(rng) if number % 2 else tuple(("ab"[rng.randint(2)], random_json(rng)) for _ in range(2))
+        text = as_text(rng, content)
+        (tmp_path / "x.json").write_text(text, encoding="utf-8")
+        objects = []
+        json.loads(text, object_pairs_hook=objects.append)
+        outcomes.append(any(len(dict(one)) < len(one) for one in objects))
+        if outcomes[-1]:
+            with pytest.raises(UserError, match=r"^file .*x\.json has .* twice in one place, .*: remove or"):
+                read_json(str(tmp_path / "x.json"), "file")
+        else:
+            assert read_json(str(tmp_path / "x.json"), "file") == json.loads(text)
+    assert 50 < sum(outcomes) < 350
+
+
+def test_ordinary_files_are_parsed_once(tmp_path, monkeypatch):
+    """... because a second parse, which looks for names that are there twice, takes ten times as long."""
+    content = {"database": {"v_%d" % index: {
+        "duration": 9.5, "url": "s3://x/?v=%d" % index, "annotations": [{"segment": [1, 2.5], "label": "a: b"}]}
+        for index in range(4)}, "taxonomy": [{"node": 1}], "results": {"a": [{"score": 1, "segment": [1, 2]}], "b": []}}
+    monkeypatch.setattr(files, "_each_once", lambda *_: pytest.fail("parsed again"))
+    for indent in (None, 1):
+        (tmp_path / "x.json").write_text(json.dumps(content, indent=indent))
+        assert read_json(str(tmp_path / "x.json"), "file") == content
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..", ".", "", "a//b", "a/./b", "x\0y"])

@@ -46,6 +46,18 @@ def taken(folder):
         return json.loads((folder / owner.FILE).read_text())
 
 
+def test_a_folder_that_the_owner_made_and_left_empty_is_removed(tmp_path):
+    with Owner(str(tmp_path / "new"), "checkpoint_path"):
+        assert os.listdir(str(tmp_path / "new")) == [owner.FILE]
+    assert os.listdir(str(tmp_path)) == []
+    with Owner(str(tmp_path / "new"), "checkpoint_path"):
+        (tmp_path / "new" / "x").write_text("")
+    (tmp_path / "old").mkdir()
+    with Owner(str(tmp_path / "old"), "checkpoint_path"):
+        pass
+    assert sorted(os.listdir(str(tmp_path / "new"))) == [owner.FILE, "x"] and (tmp_path / "old").is_dir()
+
+
 def test_the_second_is_told_who_the_first_is(tmp_path, hold):
     process, _ = hold()
     with pytest.raises(UserError, match=r"process %d on machine \S+ \(since .*\) owns --checkpoint_path" % process.pid):
@@ -67,6 +79,7 @@ def test_a_killed_owner_is_no_owner_although_its_helper_lives(tmp_path, hold):
 
 
 def test_a_folder_is_given_back(tmp_path):
+    (tmp_path / "new").mkdir()
     assert taken(tmp_path / "new")["beats"] == 1
     assert (tmp_path / "new" / owner.FILE).read_bytes() == b""
     assert taken(tmp_path / "new")["beats"] == 1

@@ -262,6 +262,27 @@ def test_actions_that_are_reversed_or_outside_are_told_and_get_no_labels(somewhe
                      "2 actions outside the video: no labels, and counted as missed in the evaluation (a)"]
 
 
+@pytest.mark.parametrize("factor, told", [(1, False), (30, True), (1000, True)])
+def test_lengths_in_another_unit_are_told(somewhere, rng, factor, told):
+    (somewhere / "anno.json").write_text(json.dumps({"v%d" % video: {
+        "duration_second": seconds * factor, "subset": "train", "annotations": [
+            {"segment": sorted(rng.rand(2) * seconds), "label": 0} for _ in range(3)]}
+        for video, seconds in enumerate(rng.uniform(5, 200, 9))}))
+    annotations = Annotations(with_defaults({"video_anno": "anno.json"}))
+    lines = remarks(annotations, [annotations.subset("train")])
+    assert len(lines) == told and all(line.startswith(
+        "9 videos with all actions in the first 5 % of the length: are times and lengths in the same unit?")
+        for line in lines)
+
+
+def test_an_action_that_begins_before_its_video_is_told(somewhere):
+    (somewhere / "anno.json").write_text(json.dumps({"a": {"duration_second": 10.0, "subset": "train", "annotations": [
+        {"segment": [-10.0, 3.0], "label": 0}, {"segment": [4, 9], "label": 0}]}}))
+    annotations = Annotations(with_defaults({"video_anno": "anno.json"}))
+    assert remarks(annotations, [annotations.subset("train")]) == [
+        "1 action with a start before 0 s: the labels begin with the video (a)"]
+
+
 def test_features_that_cover_another_length_are_told(somewhere):
     (somewhere / "anno.json").write_text(json.dumps({
         name: {"duration_second": 10.0, "duration_frame": 300, "feature_frame": frames, "subset": "train"}
@@ -280,13 +301,43 @@ def test_features_that_cover_another_length_are_told(somewhere):
     ("a.csv", "video,start,end\n,1,2\n", "row without the name"),
     ("a.csv", "video,start,end,duration,subset\na,1,2,9,train\na,1,2,8,train\n", "two lengths, 9 and 8"),
     ("a.csv", "video,start,end,duration,subset\na,1,zwei,9,train\n", r"the segment \['1', 'zwei'\]"),
-    ("a.csv", "video,start,end,subset\na,1,2,train\n", "duration_second = None"),
+    ("a.csv", "video,start,end,duration,subset\na,1,2,9,train\na,1,2,9,val\n", "video a two subsets, train and val"),
+    ("a.csv", "video,start,end,subset\na,1,5,2,5,train\n", r"a row of 6 cells below its 4 columns \('a,1,5,2,5,train"),
+    ("a.csv", "video,start,end,start,subset\na,1,2,9,train\n", "two columns 'start'"),
+    ("a.csv", "video;start;end\na;1;2\n", "separated by commas, but is 'video;start;end'"),
+    ("a.csv", "video\tstart\tend\na\t1\t2\n", "separated by commas, but is"), ("a.csv", "", "no column 'video'"),
+    ("a.csv", "video,start,end,duration,subset\na,1,2,9,\na,1,2,,train\na,1,2,0,\n", "two lengths, 9 and 0"),
+    ("a.csv", "video,start,end,duration,subset\na,1,2,0,train\n", "video a has the length '0', but a number"),
+    ("a.csv", "video,start,end,subset\na,1,2,train\n", "nothing of the length of video a: give it in seconds"),
+    ("a.json", '{"database": {"a": {"duration": 0, "subset": "train"}}}', "video a has the length 0, but a number of"),
+    ("a.json", '{"database": {"a": {"subset": "train"}}}', "nothing of the length of video a: .* or duration"),
+    ("a.json", '{"database": {"a": {"duration": 9, "subset": "train", "duration_frame": -1}}}', "duration_frame = -1"),
     ("a.json", '{"v_a": {"duration_second": 1}, "a": {"duration_second": 1}}', "v_a and a, and both are video a")])
 def test_what_is_no_annotation_file_is_refused_in_one_sentence(somewhere, name, content, words):
     (somewhere / name).write_text(content)
     with pytest.raises(UserError, match=words) as error:
         read_videos({"video_anno": name}, "train")
     assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_rows_that_say_the_same_of_a_video_agree(somewhere):
+    """Whatever they leave out, and however they spell it."""
+    (somewhere / "a.csv").write_text("video,start,end,duration,subset\na,1,2,,\na,1,2,9.0,Train\na,3,4,9,train\n")
+    video, = read_videos({"video_anno": "a.csv"}, "train").values()
+    assert video == Video(9.0, 9.0, 9.0, [(1.0, 2.0, ""), (1.0, 2.0, ""), (3.0, 4.0, "")], "Train")
+
+
+def test_two_lengths_in_the_list_of_videos_are_refused(somewhere):
+    (somewhere / "a.csv").write_text("video,start,end\na,1,2\n")
+    for rows, words in (("a,9,train\na,8,train", "info.csv gives video a two lengths, 9 and 8"),
+                        ("a,x,train", "info.csv: video a has the length 'x', but a number"),
+                        ("a,,train", "a.csv says nothing of the length of video a")):
+        (somewhere / "info.csv").write_text("video,seconds,subset\n" + rows + "\n")
+        with pytest.raises(UserError, match=words):
+            read_videos({"video_anno": "a.csv", "video_info": "info.csv"}, "train")
+    (somewhere / "info.csv").write_text("video,seconds,subset\na,,train\na,9.0,train\na,9,val\n")
+    video, = read_videos({"video_anno": "a.csv", "video_info": "info.csv"}, "train train val").values()
+    assert video.seconds == 9.0
 
 
 def test_a_video_in_two_files_is_refused(somewhere):

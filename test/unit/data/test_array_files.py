@@ -38,10 +38,13 @@ class Odd:
 
 def persistent():
     buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, 2)
-    pickler.persistent_id = lambda one: "elsewhere" if isinstance(one, complex) else None
-    pickler.dump([1j])
+    Elsewhere(buffer, 2).dump([1j])
     return buffer.getvalue()
+
+
+class Elsewhere(pickle.Pickler):
+    def persistent_id(self, one):
+        return "elsewhere" if isinstance(one, complex) else None
 
 
 def saved(value):

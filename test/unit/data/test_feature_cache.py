@@ -45,7 +45,8 @@ def opened(opt, names=NAMES, lines=None):
 
 
 def path(opt, name, extension=".npy"):
-    return os.path.join(opt["data_path"], "csv_mean_10", name + extension)
+    folder = os.path.join(opt["data_path"], "csv_mean_10")
+    return os.path.join(folder if os.path.isdir(folder) else opt["data_path"], name + extension)
 
 
 def change(opt, name):
@@ -181,7 +182,19 @@ def test_a_damaged_cache_is_made_anew_and_a_damaged_data_path_is_reported(opt, d
     assert packed_path(opt) in str(error.value)
     lines = []
     opened(opt, lines=lines)
-    assert "made again" in lines[0]
+    assert lines[0].endswith("the file is made again") and packed_path(opt) in lines[0]
+
+
+def test_why_a_packed_file_is_made_again_is_told(opt):
+    """... also where the sources are wrong as well, and the old file stays."""
+    opt["data_path"] = os.path.join(opt["data_path"], "csv_mean_10")
+    opened(opt)
+    lines = []
+    with pytest.raises(UserError, match=r"v_a\.csv has 10 rows"):
+        open_features(dict(opt, temporal_scale=20), NAMES, log=lines.append)
+    assert lines[0].endswith("csv_mean_10.float32.safetensors have the shape [6, 10] for video v_a, but --feat_dim is "
+                             "6 and --temporal_scale 20 (C x T): the file is made again")
+    opened(opt)
 
 
 def test_a_packed_file_can_be_the_data_path(opt):
@@ -285,6 +298,27 @@ def test_the_table_of_a_packed_video_has_time_in_its_rows(tmp_path):
     np.testing.assert_array_equal(fitted(*packed.table("v_a"), 6, 6, "v_a"), numbers.T)
 
 
+def test_a_folder_that_cannot_be_packed_is_left_as_it_was(opt, monkeypatch):
+    """No lock file stays; who waited for the lock that was removed takes the new one."""
+    np.save(path(opt, "v_a"), np.full((10, 6), np.nan))
+    os.remove(path(opt, "v_a", ".csv"))
+    before = sorted(os.listdir(opt["data_path"]))
+    with pytest.raises(UserError, match="v_a"):
+        open_features(opt, NAMES, log=lambda line: None)
+    assert sorted(os.listdir(opt["data_path"])) == before
+    removed, locked = [], feature_cache._locked
+
+    def removed_meanwhile(lock, log, path):
+        if not removed:
+            removed.append(os.remove(lock.name))
+        return locked(lock, log, path)
+
+    monkeypatch.setattr(feature_cache, "_locked", removed_meanwhile)
+    with feature_cache._alone(packed_path(opt), print), open(packed_path(opt), "w"):
+        assert feature_cache.fcntl is None or os.path.exists(
+            os.path.join(opt["data_path"], ".csv_mean_10.float32.safetensors.lock"))
+
+
 def test_a_disk_that_fails_while_it_is_locked_is_reported(opt, monkeypatch):
     def fails(*_):
         raise OSError(errno.EIO, "Input/output error")
@@ -318,7 +352,7 @@ def test_a_flipped_bit_in_a_name_of_the_header_is_repaired(opt, reads):
         handle.write(content[:at] + b"z" + content[at + 1:])
     lines = []
     opened(opt, lines=lines)
-    assert reads.names == NAMES * 2 and any("is damaged" in line for line in lines)
+    assert reads.names == NAMES * 2 and any("are damaged" in line for line in lines)
     opened(opt)
     assert reads.names == NAMES * 2
 

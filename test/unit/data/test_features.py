@@ -83,6 +83,7 @@ def test_hdf5_of_either_orientation_and_in_groups_is_read(tmp_path):
     with pytest.raises(UserError) as error:
         source.read("v_e")
     says(error, "all.h5: v_e", "inf")
+    assert "float32" not in str(error.value)            # the file itself has it
     opt = with_defaults({"data_path": str(tmp_path / "all.h5"), "temporal_scale": 10, "feat_dim": 6})
     features = open_features(opt, ["v_a", "v_b", "v_c"], log=lambda line: None)
     assert features.path == str(tmp_path / "all.h5.float32.safetensors")
@@ -129,7 +130,7 @@ CSV = "f0,f1,f2,f3,f4,f5\n" + "1,2,3,4,5,6\n" * 10
     (CSV.replace("1,2", "NA,2", 4), ["'NA' in line 2, column 1"]),
     (CSV.replace("6\n", "null\n", 1), ["'null' in line 2, column 6"]),
     (CSV.replace("6\n", "NaN\n", 1), ["nan at position 1 of 10, feature 6"]),
-    (CSV.replace("1,2", "1e60,2", 3), ["inf at position 1 of 10, feature 1"]),
+    (CSV.replace("1,2", "1e60,2", 3), ["1e+60 at position 1 of 10, feature 1, which is too large for float32"]),
     ("", ["no rows"]),
     ("f0,f1\n", ["no rows"]),
 ])
@@ -414,6 +415,9 @@ def test_a_packed_file_and_hdf5_know_a_video_with_and_without_the_prefix(tmp_pat
     (["a.mp4", "b.mp4", "raw.zip", "extra/x.npy"],
      ["it holds 2 files .mp4 (a.mp4, b.mp4), 1 file .zip (raw.zip), the folders extra",
       ".csv, .npy, .npz, .pt, .pkl"]),
+    (["b.npy", "V_7.npy"], ["for v_7 it has V_7, whose name differs in upper and lower case: names must be"]),
+    (["b.npy", "3.NPY"], ["for v_3 it has 3.NPY, whose name differs in upper and lower case"]),
+    (["b.npy", "v_3.npy/x"], ["for v_3 it has v_3.npy, which is a folder and not a file"]),
     ([], ["it is empty"])])
 def test_the_message_about_missing_features_says_what_is_there(tmp_path, files, parts):
     (tmp_path / "features").mkdir()

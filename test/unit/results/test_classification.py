@@ -85,10 +85,15 @@ def test_the_scores_of_untrimmednet(shared):
 
 
 @pytest.mark.parametrize("content, words", [
-    ({"class": LABELS, "results": {"a": [[0.1] * 5, [0.2] * 5]}}, "does not hold classes"),
-    ({"class": LABELS, "results": {"a": [0.1] * 4}}, "4 scores for 5 classes"),
-    ({"class": LABELS, "results": {"a": [0.1, 0.2, 0.3, 0.4, float("nan")]}}, "not a finite number"),
-    ({"class": 5, "results": {"a": [1]}}, "does not hold classes"), ({"results": {"z": []}}, "none of the 2 videos"),
+    ({"class": LABELS, "results": {"a": [[0.1] * 5, [0.2] * 5]}}, r"video a has \[\[0.1, .*, but a finite score"),
+    ({"class": LABELS, "results": {"a": [0.1] * 4}}, r"video a has \[0.1, .* 0.1\], but a finite score for each of 5"),
+    ({"class": LABELS, "results": {"a": [0.1, 0.2, 0.3, 0.4, float("nan")]}}, "nan.*, but a finite score"),
+    ({"class": 5, "results": {"a": [1]}}, "does not hold classes: its 'class' is 5, but a list of labels"),
+    ([1], "does not hold classes: there is no object 'results'"), ({"results": [1]}, "there is no object 'results'"),
+    ({"results": {"v_a": [{"label": "x"}]}}, r"video a has \[{'label': 'x'}\], but a list of .* is needed"),
+    ({"results": {"a": None}}, "video a has None, but a list"),
+    ({"results": {"a": [{"label": [1], "score": 1}]}}, "video a has .*, but a list"),
+    ({"results": {"z": []}}, "none of the 2 videos"),
     ({"results": {"a": [{"label": "Chess", "score": 1}]}}, "1 class that the ground truth does not know"),
     ({"results": {"a": [], "v_a": []}}, "a and v_a, and both are video a")])
 def test_what_holds_no_classes_is_refused(tmp_path, content, words):

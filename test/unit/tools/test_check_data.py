@@ -27,6 +27,30 @@ def test_good_data_passes_and_nothing_is_written(tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("subset, other", [("validation", "train"), ("train", "validation")])
+def test_a_single_subset_is_looked_at_too(tmp_path, capsys, subset, other):
+    opt = small_data.make(tmp_path)
+    with open(opt["video_info"]) as handle:
+        rows = [line.split(",")[0] for line in handle.read().split()[1:]]
+    with open(opt["video_info"], "w") as handle:
+        handle.write("video,subset\n" + "".join("%s,%s\n" % (name, subset) for name in rows))
+    run(opt)
+    out = capsys.readouterr().out
+    assert "%s: 5 videos of 10 to 10 s" % subset in out
+    assert "%s: --%s_subset " % (other, {"train": "training"}.get(other, other)) in out
+    assert "all 5 videos of %s can be used: T = 10, C = 6" % subset in out
+    assert ("proposals that look at no video" in out) == (subset == "validation")
+    with open(opt["video_info"], "w") as handle:
+        handle.write("video,subset\n" + "".join("%s,test\n" % name for name in rows))
+    with pytest.raises(UserError, match=r"--training_subset training: .* has no video of that subset, but of 'test'"):
+        run(opt)
+
+
+def test_lengths_are_no_powers_of_ten():
+    assert check_data.spread([9.7512, 1340.4, 58642.2]) == "9.75 to 58642 s (median 1340 s)"
+    assert check_data.spread([0.2, 15, 118.123]) == "0.2 to 118.1 s (median 15 s)"
+
+
 def test_everything_that_is_wrong_is_listed(tmp_path, capsys):
     opt = small_data.make(tmp_path)
     folder = os.path.join(opt["data_path"], "csv_mean_10")
@@ -50,6 +74,7 @@ def test_everything_that_is_wrong_is_listed(tmp_path, capsys):
     ({"annotations": [{"segment": [2, 19], "label": "x"}]}, "1 action with an end more than a second after"),
     ({"annotations": [{"segment": [2, 4]}]}, "1 action without a label"),
     ({"feature_frame": 16}, "1 video with features for less than 95 % or more than 105 %"),
+    ({"annotations": [{"segment": [-9, 4], "label": "x"}]}, "odd: 1 action with a start before 0 s: the labels"),
 ])
 def test_what_is_odd_is_counted_and_is_no_error(tmp_path, capsys, change, said):
     opt = small_data.make(tmp_path)

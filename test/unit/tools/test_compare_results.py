@@ -228,7 +228,7 @@ def test_labels_that_are_no_classes_give_no_map_and_equal_lengths_one_group(tmp_
 @pytest.mark.parametrize("arguments, words", [
     (("a.json", "nothing.json"), "result file nothing.json does not exist"),
     (("a.json", "./a.json"), "a.json and ./a.json are the same file: give two results"),
-    (("a.json", "truth.json"), "result file truth.json does not hold proposals"),
+    (("a.json", "truth.json"), "result file truth.json holds no object 'results'"),
     (("a.json", "bad.json"), "result file bad.json is not valid JSON"),
     (("a.json", "strange.json"), "result file strange.json has no proposal of any of the 9 videos"),
     (("a.json", "mixed.json"), "result file mixed.json has rows with a label and rows without one"),
