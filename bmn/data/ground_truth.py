@@ -9,7 +9,7 @@ from bmn.data.feature_files import few
 from bmn.errors import UserError
 from bmn.files import no_garbage_collection
 from bmn.options import DEFAULTS
-from bmn.values import by_id, label_text, number, video_id
+from bmn.values import by_id, counted, label_text, number, video_id
 
 REFERENCE_FILE = "./Evaluation/data/activity_net_1_3_new.json"      # where the reference keeps it
 
@@ -125,13 +125,14 @@ def _say_what_is_odd(truth, left_out, log):
     """A line for the actions that end before they start, which are left out, begin before 0 s, or lie outside."""
     actions = [(name, start, end, truth.lengths.get(video_id(name), math.inf))
                for name, its in truth.actions.items() for start, end, _ in its]
-    odd = {"end before they start: they are left out": [name for name, count in left_out.items() for _ in range(count)],
-           "begin before 0 s": [name for name, start, end, _ in actions if start < 0 <= end],
-           "lie outside their video": [name for name, start, end, seconds in actions if end < 0 or start >= seconds]}
+    odd = {"with an end before the start, left out": [name for name, count in left_out.items() for _ in range(count)],
+           "with a start before 0 s": [name for name, start, end, _ in actions if start < 0 <= end],
+           "outside the video": [name for name, start, end, seconds in actions if end < 0 or start >= seconds]}
+    total = counted(len(actions) + sum(left_out.values()), "action")
     for what, names in odd.items():
         if names:
-            log("%s: of %d actions %d %s (%s)" % (truth.source, len(actions) + sum(left_out.values()), len(names), what,
-                                                  few(list(dict.fromkeys(names)))))
+            log("%s: %d of %s %s (%s)"
+                % (truth.source, len(names), total, what, few(list(dict.fromkeys(names)))))
 
 
 def _labels(videos):

@@ -7,7 +7,7 @@ import numpy as np
 
 from bmn.errors import UserError
 from bmn.files import no_garbage_collection, read_json, replacing
-from bmn.values import label_text, number, seconds_text, video_id
+from bmn.values import counted, label_text, number, seconds_text, video_id
 
 EXAMPLE = '{"results": {id: [{"score": 0.9, "segment": [start, end]}]}}'
 BEYOND = 1.05       # a proposal that begins later than this part of its video is told; features may cover a bit more
@@ -149,12 +149,12 @@ def odd_times(proposals: Dict[str, np.ndarray], actions: Dict[str, List[tuple]],
     _, start, end = np.concatenate([proposals[name] for name in names]).T                   # [n] each
     length = np.repeat([lengths.get(video_id(name), np.inf) for name in names], counts)
     lines = []
-    for odd, what in ((end < start, "end before they start"), (
-            (start > BEYOND * length) | ((end < 0) & (start <= end)), "lie outside their video")):
+    for odd, what in ((end < start, "with an end before the start"), (
+            (start > BEYOND * length) | ((end < 0) & (start <= end)), "outside the video")):
         if odd.any():
             where = [names[video] for video in np.flatnonzero(np.logical_or.reduceat(odd, first))]
-            lines.append("%s: of %d proposals %d %s (the first in %s): are they [start, end] in seconds?"
-                         % (source, len(odd), odd.sum(), what, ", ".join(where[:3])))
+            lines.append("%s: %d of %s %s (the first in %s): are they [start, end] in seconds?"
+                         % (source, odd.sum(), counted(len(odd), "proposal"), what, ", ".join(where[:3])))
     last = dict(zip(names, np.maximum.reduceat(end, first).tolist()))
     pairs = [(last[name], max(one[1] for one in its)) for name, its in actions.items() if name in last]
     ours, theirs = np.median(np.array(pairs), axis=0)

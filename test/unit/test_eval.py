@@ -278,13 +278,13 @@ def test_times_that_bend_the_figures_are_told(job, capsys):
     evaluation.run_evaluation("own.json", "result.json")
     assert capsys.readouterr().out.splitlines() == lines[:8] and lines[7].startswith("\tArea Under")
     assert lines[:7] == [
-        "--ground_truth own.json: of 7 actions 1 end before they start: they are left out (a)",
-        "--ground_truth own.json: of 7 actions 1 begin before 0 s (a)",
-        "--ground_truth own.json: of 7 actions 1 lie outside their video (a)",
+        "--ground_truth own.json: 1 of 7 actions with an end before the start, left out (a)",
+        "--ground_truth own.json: 1 of 7 actions with a start before 0 s (a)",
+        "--ground_truth own.json: 1 of 7 actions outside the video (a)",
         "no proposals for 2 of 3 videos: counted as missed",
-        "result file result.json: of 2 proposals 1 end before they start (the first in a): are they [start, end] in "
+        "result file result.json: 1 of 2 proposals with an end before the start (the first in a): are they [start, end] in "
         "seconds?",
-        "result file result.json: of 2 proposals 1 lie outside their video (the first in a): are they [start, end] in "
+        "result file result.json: 1 of 2 proposals outside the video (the first in a): are they [start, end] in "
         "seconds?",
         "result file result.json: in the median video its last proposal ends at 6000 s, and the last action of the "
         "ground truth at 130 s: are both files in seconds?"]
@@ -293,7 +293,7 @@ def test_times_that_bend_the_figures_are_told(job, capsys):
     detection.evaluate_detection(with_defaults(dict(job, ground_truth="own.json")),
                                  ground_truth_of(with_defaults(dict(job, ground_truth="own.json")), said.append),
                                  detections, said.append)
-    assert sum("lie outside their video" in line for line in said) == 2
+    assert sum("outside the video" in line for line in said) == 2
 
 
 def test_a_derived_ground_truth_tells_what_is_odd_unless_the_run_does(job, capsys):
@@ -303,7 +303,7 @@ def test_a_derived_ground_truth_tells_what_is_odd_unless_the_run_does(job, capsy
     write("anno.json", content)
     for mode, told in (("evaluate", 1), ("inference", 0)):
         ground_truth_of(with_defaults(dict(job, mode=mode)))
-        assert capsys.readouterr().out.count("of 5 actions 1 end before they start: they are left out (v_b)") == told
+        assert capsys.readouterr().out.count("1 of 5 actions with an end before the start, left out (v_b)") == told
 
 
 def test_a_number_of_proposals_that_leaves_none_is_refused():

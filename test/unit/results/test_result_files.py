@@ -124,7 +124,7 @@ def test_times_in_another_unit_are_told(rng, factor, outside):
         if outside:
             line = result_files.odd_times(changed, actions, lengths, "r")[0]
             number = sum(int((rows[:, 1] > 1.05 * lengths[name]).sum()) for name, rows in changed.items())
-            assert line.startswith("r: of 180 proposals %d lie outside their video (the first in v" % number)
+            assert line.startswith("r: %d of 180 proposals outside the video (the first in v" % number)
 
 
 def test_reversed_proposals_are_told(rng):
@@ -132,5 +132,5 @@ def test_reversed_proposals_are_told(rng):
     proposals["v3"][4, 1:] = 9, 3
     proposals["v7"][:2, 1:] = [[9, 3], [-5, -1]]
     assert result_files.odd_times(proposals, actions, lengths, "r") == [
-        "r: of 180 proposals 2 end before they start (the first in v3, v7): are they [start, end] in seconds?",
-        "r: of 180 proposals 1 lie outside their video (the first in v7): are they [start, end] in seconds?"]
+        "r: 2 of 180 proposals with an end before the start (the first in v3, v7): are they [start, end] in seconds?",
+        "r: 1 of 180 proposals outside the video (the first in v7): are they [start, end] in seconds?"]
