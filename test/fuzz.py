@@ -28,7 +28,8 @@ import torch  # noqa: E402
 
 from bmn.data.annotation_files import read_annotation_file, read_video_list  # noqa: E402
 from bmn.data.annotations import read_entry  # noqa: E402
-from bmn.data.features import FolderFeatures, Hdf5Features  # noqa: E402
+from bmn.data.folder_features import FolderFeatures  # noqa: E402
+from bmn.data.hdf5_features import Hdf5Features  # noqa: E402
 from bmn.data.packed_features import PackedFeatures, header_of  # noqa: E402
 from bmn.errors import UserError  # noqa: E402
 from bmn.results.result_files import read_proposals  # noqa: E402

@@ -62,7 +62,9 @@ from bmn import extracted, parallel
 from bmn.data.annotation_files import ROWS, AnnotationFile, frame_count, read_annotation_files
 from bmn.data.annotations import read_entry
 from bmn.data.feature_files import as_rows, few, filled_columns, filled_up, own_columns, write_csv
-from bmn.data.features import EXTENSIONS, HDF5_EXTENSIONS, FolderFeatures, Hdf5Features, say_how_files_are_read
+from bmn.data.features import HDF5_EXTENSIONS, say_how_files_are_read
+from bmn.data.folder_features import EXTENSIONS, FolderFeatures
+from bmn.data.hdf5_features import Hdf5Features
 from bmn.data.rescaling import rescale_extracted, rescale_linearly, rescale_snippets
 from bmn.files import check_writable, inside, write_json
 from bmn.progress import progress

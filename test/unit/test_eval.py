@@ -282,8 +282,8 @@ def test_times_that_bend_the_figures_are_told(job, capsys):
         "--ground_truth own.json: 1 of 7 actions with a start before 0 s (a)",
         "--ground_truth own.json: 1 of 7 actions outside the video (a)",
         "no proposals for 2 of 3 videos: counted as missed",
-        "result file result.json: 1 of 2 proposals with an end before the start (the first in a): are they [start, end] in "
-        "seconds?",
+        "result file result.json: 1 of 2 proposals with an end before the start (the first in a): are they [start, "
+        "end] in seconds?",
         "result file result.json: 1 of 2 proposals outside the video (the first in a): are they [start, end] in "
         "seconds?",
         "result file result.json: in the median video its last proposal ends at 6000 s, and the last action of the "

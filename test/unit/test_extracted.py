@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bmn import extracted
-from bmn.data.features import FolderFeatures
+from bmn.data.folder_features import FolderFeatures
 from bmn.errors import UserError
 from bmn.extracted import Length
 

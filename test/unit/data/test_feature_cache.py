@@ -9,7 +9,8 @@ import small_data
 
 from bmn.data import feature_cache, features, packed_features
 from bmn.data.feature_files import fitted
-from bmn.data.features import FolderFeatures, open_features
+from bmn.data.features import open_features
+from bmn.data.folder_features import FolderFeatures
 from bmn.data.packed_features import PackedFeatures
 from bmn.errors import UserError
 

@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import predict
+import prediction_inputs
 import pytest
 import small_data
 import torch
@@ -185,7 +186,8 @@ def test_raw_arrays_where_T_equals_C(rows, columns):
         def table(self, name):
             return (raw if rows == 30 else raw.T), False
 
-    got = predict.read_features(Source(), "v_a", Video(9.0, 9.0, 9.0), {"temporal_scale": 8, "feat_dim": 8}, 8)
+    opt = {"temporal_scale": 8, "feat_dim": 8}
+    got = prediction_inputs.read_features(Source(), "v_a", Video(9.0, 9.0, 9.0), opt, 8)
     np.testing.assert_allclose(got.T, rescale_snippets(raw, 30 * 16, 9.0, 8), rtol=1e-6)
 
 
@@ -237,7 +239,7 @@ def test_a_folder_of_videos_is_told_from_one_of_features(tmp_path, files, videos
     os.mkdir(str(tmp_path / "b"))
     for file in files:
         (tmp_path / file).write_text("")
-    assert predict.are_videos(str(tmp_path)) == videos
+    assert prediction_inputs.are_videos(str(tmp_path)) == videos
 
 
 def test_features_need_a_length_and_the_page_its_folder(network, tmp_path, monkeypatch):
