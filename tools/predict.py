@@ -58,25 +58,26 @@ if __name__ == "__main__":      # before the imports that take seconds
     ARGUMENTS = command_line(parse_arguments, "scipy")
 
 from bmn.machine import device  # isort: skip  (before torch)
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
-from prediction_inputs import are_videos, extract, find_videos, read_features, read_lengths
 
 import opts
 import post_processing
 from bmn import extracted
 from bmn.data.annotations import Video
-from bmn.data.feature_files import few, own_columns
+from bmn.data.feature_files import few, filled_up, own_columns
 from bmn.data.features import say_how_files_are_read
 from bmn.data.loaders import BLOCK
+from bmn.data.new_videos import are_videos, find_videos, read_features, read_lengths
 from bmn.data.windows import cut, joined, margin_of, padded, with_stride
 from bmn.files import check_outputs, inside
 from bmn.progress import progress
 from bmn.results import figures, pages, time_axis
 from bmn.training import checkpoint, recorded
 from bmn.values import by_id, counted
+from bmn.video.packages import check_python
 from models import BMN
 
 
@@ -102,6 +103,23 @@ def open_network(args: argparse.Namespace) -> Tuple[BMN, dict]:
     network = BMN(opt)
     checkpoint.put_network(state, network)
     return network, opt
+
+
+def extract(args: argparse.Namespace, opt: dict, runtime: Any) -> Tuple[Any, List[str]]:
+    """(source of features, names of its videos) where FEATURES is a video or a folder of videos.
+
+    Raises:
+        UserError: the backbone or every video cannot be used, or a package is missing.
+    """
+    check_python()
+    from bmn.video import sources  # not above: nobody else needs its packages
+    recipe = sources.recipe_of(args.checkpoint, args.backbone, runtime.device, runtime.kind)
+    if filled_up(recipe.backbone.description["size"]) != opt["feat_dim"]:
+        raise UserError("the backbone %s gives %d numbers, but the network of %s takes %d: give the backbone of its "
+                        "features" % (recipe.backbone.description["backbone"], recipe.backbone.description["size"],
+                                      args.checkpoint, opt["feat_dim"]))
+    source = sources.VideoFeatures(args.features, recipe)
+    return source, sorted(source.names())
 
 
 def predict(network: BMN, runtime: Any, features: np.ndarray) -> Tuple[np.ndarray, ...]:

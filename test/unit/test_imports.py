@@ -70,4 +70,4 @@ def test_only_programs_for_videos_import_their_wing_and_nobody_its_packages():
     assert packages == set()
     wing = {path for path in files for name in imports_of(path) if name.startswith("bmn.video")}
     assert {path for path in wing if not path.startswith("bmn/video/")} == {
-        "tools/extract_features.py", "tools/make_sample_videos.py", "tools/prediction_inputs.py", "benchmarks/video.py"}
+        "tools/extract_features.py", "tools/make_sample_videos.py", "tools/predict.py", "benchmarks/video.py"}

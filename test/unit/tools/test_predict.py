@@ -3,12 +3,12 @@ import os
 
 import numpy as np
 import predict
-import prediction_inputs
 import pytest
 import small_data
 import torch
 
 from bmn.data.annotations import Video
+from bmn.data.new_videos import are_videos, read_features
 from bmn.data.packed_features import header_of
 from bmn.data.rescaling import rescale_snippets
 from bmn.errors import UserError
@@ -187,7 +187,7 @@ def test_raw_arrays_where_T_equals_C(rows, columns):
             return (raw if rows == 30 else raw.T), False
 
     opt = {"temporal_scale": 8, "feat_dim": 8}
-    got = prediction_inputs.read_features(Source(), "v_a", Video(9.0, 9.0, 9.0), opt, 8)
+    got = read_features(Source(), "v_a", Video(9.0, 9.0, 9.0), opt, 8)
     np.testing.assert_allclose(got.T, rescale_snippets(raw, 30 * 16, 9.0, 8), rtol=1e-6)
 
 
@@ -239,7 +239,7 @@ def test_a_folder_of_videos_is_told_from_one_of_features(tmp_path, files, videos
     os.mkdir(str(tmp_path / "b"))
     for file in files:
         (tmp_path / file).write_text("")
-    assert prediction_inputs.are_videos(str(tmp_path)) == videos
+    assert are_videos(str(tmp_path)) == videos
 
 
 def test_features_need_a_length_and_the_page_its_folder(network, tmp_path, monkeypatch):

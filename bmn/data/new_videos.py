@@ -1,4 +1,4 @@
-"""What tools/predict.py is given: videos or their features, and how long the videos are."""
+"""Videos that are in no data set yet, as tools/predict.py is given them: their features, and how long they are."""
 import argparse
 import csv
 import os
@@ -10,14 +10,13 @@ from bmn import extracted
 from bmn.data.annotation_files import lengths_in_rows, read_annotation_files
 from bmn.data.annotations import Video, read_actions, read_entry
 from bmn.data.array_files import ARRAY_EXTENSIONS
-from bmn.data.feature_files import as_rows, filled_columns, filled_up, scale_of
+from bmn.data.feature_files import as_rows, filled_columns, scale_of
 from bmn.data.features import open_source
 from bmn.data.folder_features import EXTENSIONS, FolderFeatures
 from bmn.data.rescaling import rescale_extracted, rescale_snippets
 from bmn.errors import UserError
 from bmn.inputs import check_input, open_text
 from bmn.values import by_id, number, video_id
-from bmn.video.packages import check_python
 
 SNIPPET = 16        # frames of a raw snippet
 LONGEST = 1e9       # seconds
@@ -31,23 +30,6 @@ def are_videos(path: str) -> bool:
     videos = {stem for stem, ending in files if ending.lower() in extracted.VIDEO_ENDINGS}
     return bool(videos) and not any(stem in videos or ending in ARRAY_EXTENSIONS for stem, ending in files
                                     if ending in EXTENSIONS)
-
-
-def extract(args: argparse.Namespace, opt: dict, runtime: Any) -> Tuple[Any, List[str]]:
-    """(source of features, names of its videos) where FEATURES is a video or a folder of videos.
-
-    Raises:
-        UserError: the backbone or every video cannot be used, or a package is missing.
-    """
-    check_python()
-    from bmn.video import sources  # not above: nobody else needs its packages
-    recipe = sources.recipe_of(args.checkpoint, args.backbone, runtime.device, runtime.kind)
-    if filled_up(recipe.backbone.description["size"]) != opt["feat_dim"]:
-        raise UserError("the backbone %s gives %d numbers, but the network of %s takes %d: give the backbone of its "
-                        "features" % (recipe.backbone.description["backbone"], recipe.backbone.description["size"],
-                                      args.checkpoint, opt["feat_dim"]))
-    source = sources.VideoFeatures(args.features, recipe)
-    return source, sorted(source.names())
 
 
 def find_videos(path: str, opt: dict) -> Tuple[Any, List[str]]:
