@@ -6,8 +6,6 @@ import os
 import tempfile
 from typing import Any, Dict, Iterator
 
-import numpy as np
-
 from bmn.errors import UserError
 from bmn.inputs import read_bytes
 
@@ -17,7 +15,7 @@ except ImportError:         # where it is not installed
     orjson = None
 
 PIECE = 1 << 18             # bytes of text that are looked at at once: they fit the cache of a processor
-BEFORE_A_COLON = np.isin(np.arange(256), list(b'" \t\r\n'))       # bytes between the name of a value and its colon
+BEFORE_A_COLON = b'" \t\r\n'                  # bytes between the name of a value and its colon
 
 
 @contextlib.contextmanager
@@ -147,10 +145,12 @@ def _parsed(raw):
 
 def _names_in_text(raw):
     """Number of colons that follow a quotation mark or a space: the names in JSON text, and such colons in strings."""
-    text, count = np.frombuffer(raw, np.uint8), 0
+    import numpy as np  # not above, because --help must not wait for it
+
+    text, count, wanted = np.frombuffer(raw, np.uint8), 0, np.isin(np.arange(256), list(BEFORE_A_COLON))
     for first in range(0, len(text) - 1, PIECE):
         before, after = text[first:first + PIECE], text[first + 1:first + PIECE + 1]
-        count += int(BEFORE_A_COLON[before[:len(after)][after == ord(":")]].sum())
+        count += int(wanted[before[:len(after)][after == ord(":")]].sum())
     return count
 
 
