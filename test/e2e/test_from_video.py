@@ -91,7 +91,7 @@ def test_a_full_disk_leaves_nothing_half_written(job):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     done = extract(job, "full", preexec_fn=limit)
     assert done.returncode == 1 and "cannot write" in done.stderr and "Traceback" not in done.stderr
-    assert contents(job / "full") == {}
+    assert not os.path.exists(str(job / "full")) or contents(job / "full") == {}
 
 
 def test_from_videos_to_proposals(job):
