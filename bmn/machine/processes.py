@@ -104,18 +104,16 @@ def _wait_for_port(host, port, until):
 def _signals_at_once():
     """In this context a signal ends the process at once. Python's handlers would wait, for minutes, until PyTorch's
     rendezvous is over; and there is nothing to save yet."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in GROUP}
-    for number, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):
-            signal.signal(number, signal.SIG_DFL)
+    handled = {number: signal.getsignal(number) for number in GROUP
+               if threading.current_thread() is threading.main_thread()
+               and signal.getsignal(number) not in (signal.SIG_IGN, None)}
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if handler not in (signal.SIG_IGN, None):
-                signal.signal(number, handler)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
 
 
 def join(member: Member, kind: str, backend: str) -> Any:

@@ -97,7 +97,7 @@ def test_tensors_of_other_dimensions_and_without_values_are_refused(tmp_path, te
         assert "sample_mask is" in refusal(load_network, str(tmp_path / "x.pth"), BMN(SMALL))
     try:
         torch.save(dict(tensors, **{"x_1d_p.0.bias": torch.zeros(256, device="meta")}), str(tmp_path / "x.pth"))
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return      # this PyTorch has no such tensors, or cannot store them
     refusal(load_network, str(tmp_path / "x.pth"), BMN(SMALL))
 
